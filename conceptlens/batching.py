@@ -1,0 +1,48 @@
+"""Running a function over many rows in batches that fit the memory."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def in_batches(fn: Callable[[Tensor], Tensor], rows: Tensor, batch_size: int) -> Tensor:
+    """Apply `fn` to consecutive slices of `rows` and concatenate what it returns.
+
+    Parameters
+    ----------
+    fn : callable
+        Maps ``(b, ...)`` to ``(b, ...)``.
+    rows : Tensor
+        ``(n, ...)`` with n ≥ 1.
+    batch_size : int
+        The most rows `fn` is given at once. When the device runs out of memory the batch is
+        halved for the rest of the call, with a warning that says so.
+
+    Raises
+    ------
+    ValueError
+        If `batch_size` is less than 1 or `rows` is empty.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if len(rows) == 0:
+        raise ValueError("there are no rows to work on: the input is empty")
+    parts: list[Tensor] = []
+    start = 0
+    while start < len(rows):
+        try:
+            parts.append(fn(rows[start : start + batch_size]))
+        except torch.OutOfMemoryError:
+            if batch_size == 1:
+                raise
+            batch_size //= 2
+            warnings.warn(
+                f"out of memory: going on with batches of {batch_size}", RuntimeWarning, stacklevel=2
+            )
+            continue
+        start += batch_size
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -1,0 +1,94 @@
+"""A classifier in concept space: the `ConceptModel` protocol and `DictionaryModel`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from .backbone import Backbone
+
+if TYPE_CHECKING:
+    from .extraction.base import Extractor
+
+
+@runtime_checkable
+class ConceptModel(Protocol):
+    """A classifier as two functions, pictures → codes → logits.
+
+    Importance, maps, metrics, interventions and reports are written against this pair alone.
+
+    Attributes
+    ----------
+    concept_names : list of str
+        One name a concept.
+    class_names : list of str or None
+        One name a class.
+    """
+
+    concept_names: list[str]
+    class_names: list[str] | None
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """``(h, w)``: the places of the picture that the last h·w positions stand for."""
+
+    @property
+    def n_prefix(self) -> int:
+        """How many positions before the grid's have no place in the picture."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Turn pictures ``(B, 3, H, W)`` into codes ``(B, P, k)``."""
+
+    def classify(self, codes: Tensor) -> Tensor:
+        """Turn codes ``(B, P, k)`` into logits ``(B, n_classes)``."""
+
+
+class DictionaryModel:
+    """A frozen network read through a dictionary of concepts.
+
+    Parameters
+    ----------
+    backbone : Backbone
+        The classifier, cut at a layer.
+    extractor : Extractor
+        Fitted on the activations of that layer.
+    concept_names : sequence of str, optional
+        Default: "concept 0", "concept 1", ...
+    """
+
+    def __init__(
+        self, backbone: Backbone, extractor: Extractor, concept_names: Sequence[str] | None = None
+    ) -> None:
+        k = len(extractor.components_)
+        names = [f"concept {i}" for i in range(k)] if concept_names is None else concept_names
+        if len(names) != k:
+            raise ValueError(f"{len(names)} concept_names for {k} concepts")
+        self.backbone = backbone
+        self.extractor = extractor
+        self.concept_names = list(names)
+        self.class_names = backbone.class_names
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """The backbone's grid ``(h, w)``."""
+        return self.backbone.grid
+
+    @property
+    def n_prefix(self) -> int:
+        """The backbone's number of class and register tokens."""
+        return self.backbone.n_prefix
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Turn preprocessed pictures ``(B, 3, H, W)`` into codes ``(B, P, k)``."""
+        a = self.backbone.activations(images)
+        return self.extractor.transform(a.flatten(0, 1)).unflatten(0, a.shape[:2])
+
+    def classify(self, codes: Tensor) -> Tensor:
+        """Turn codes ``(B, P, k)`` into logits ``(B, n_classes)``; gradients flow to `codes`."""
+        a = self.extractor.inverse_transform(codes.flatten(0, 1))
+        return self.backbone.head(a.unflatten(0, codes.shape[:2]))
+
+    def __repr__(self) -> str:
+        return f"DictionaryModel({self.backbone!r}, {self.extractor!r})"
