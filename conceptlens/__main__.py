@@ -1,0 +1,7 @@
+"""``python -m conceptlens``."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

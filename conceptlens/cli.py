@@ -1,0 +1,176 @@
+"""The ``conceptlens`` command."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ._version import __version__
+from .loading import FORMS, load_backbone
+
+EXTRACTORS = ("nmf", "semi-nmf")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status, 2 for input that cannot be used."""
+    options = _parser().parse_args(arguments)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            options.run(options)
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        print(f"conceptlens: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("conceptlens: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> None:
+    if not issubclass(category, (DeprecationWarning, FutureWarning)):
+        print(f"conceptlens: warning: {message}", file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="conceptlens",
+        description="Which concepts does an image classifier use, where, and how much?",
+    )
+    parser.add_argument("--version", action="version", version=f"conceptlens {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    demo = _command(
+        commands, "demo", _demo, "explain a real network on real photographs, without downloads",
+        "conceptlens demo --out demo --photo coffee",
+    )  # fmt: skip
+    demo.add_argument("--photo", choices=("chelsea", "coffee"), default="chelsea")
+    demo.add_argument("--out", type=Path, default=Path("conceptlens-demo"), help="folder to write")
+
+    explain = _command(
+        commands, "explain", _explain, "explain one class of a model on a folder of pictures",
+        "conceptlens explain torchvision:resnet50 photos/ --layer layer4 --target tabby --out out\n"
+        "  conceptlens explain net.py:make photos/ --layer features --target 3 --out out",
+    )  # fmt: skip
+    _model_options(explain)
+    explain.add_argument("images", metavar="IMAGES", help="folder of pictures, searched below")
+    explain.add_argument("--target", help="class, by name or index; default: the most predicted")
+    explain.add_argument("--out", type=Path, required=True, help="folder to write")
+    explain.add_argument("--concepts", type=int, default=10, help="number of concepts (10)")
+    explain.add_argument("--patch-size", type=int, default=64, help="side of the crops (64)")
+    explain.add_argument(
+        "--extractor", choices=EXTRACTORS, default="nmf", help="semi-nmf for signed layers (nmf)"
+    )
+    explain.add_argument("--seed", type=int, default=0)
+
+    cache = _command(
+        commands, "cache", _cache, "compute a layer's activations once and keep them on disk",
+        "conceptlens cache torchvision:resnet50 photos/ --layer layer4 --out acts --dtype float16",
+    )  # fmt: skip
+    _model_options(cache)
+    cache.add_argument("images", metavar="IMAGES", help="folder of pictures, searched below")
+    cache.add_argument("--out", type=Path, required=True, help="folder of the store")
+    cache.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
+    cache.add_argument("--workers", type=int, default=0, help="processes that read pictures (0)")
+
+    layers = _command(
+        commands, "layers", _layers, "list the layers a model can be cut at",
+        "conceptlens layers torchvision:resnet50",
+    )  # fmt: skip
+    _model_options(layers)
+    return parser
+
+
+def _command(
+    commands: Any, name: str, run: Any, summary: str, example: str
+) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog=f"example:\n  {example}\n\n{FORMS if name != 'demo' else ''}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.set_defaults(run=run)
+    return command
+
+
+def _model_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("model", metavar="MODEL", help="see below")
+    command.add_argument("--layer", help="where to cut; default: the last layer with positions")
+    command.add_argument(
+        "--classes", help="names of the classes: a file with one a line, or a,b,c"
+    )
+    command.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: where the model is")
+    command.add_argument("--batch-size", type=int, default=64, help="pictures at once (64)")
+
+
+def _backbone(options: argparse.Namespace) -> Any:
+    classes = options.classes
+    if classes is not None:
+        is_file = Path(classes).is_file()
+        classes = Path(classes).read_text().splitlines() if is_file else classes.split(",")
+    return load_backbone(
+        options.model, options.layer, classes=classes, device=options.device
+    )
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from .craft import CRAFT
+    from .demo import demo_backbone, demo_pictures
+
+    explanation = CRAFT(demo_backbone()).explain(demo_pictures(options.photo))
+    _write(explanation, options.out)
+
+
+def _explain(options: argparse.Namespace) -> None:
+    from .craft import CRAFT
+    from .extraction.nmf import NMF
+    from .extraction.semi_nmf import SemiNMF
+
+    extractor = {"nmf": NMF, "semi-nmf": SemiNMF}[options.extractor]
+    craft = CRAFT(
+        _backbone(options),
+        options.concepts,
+        options.patch_size,
+        extractor=extractor(options.concepts, random_state=options.seed),
+        batch_size=options.batch_size,
+        seed=options.seed,
+    )
+    target = options.target
+    if target is not None and target.isdigit():
+        target = int(target)
+    _write(craft.explain(options.images, target), options.out)
+
+
+def _write(explanation: Any, out: Path) -> None:
+    explanation.save(out)
+    explanation.to_html(out / "report.html")
+    print(explanation)
+    print(out / "report.html")
+
+
+def _cache(options: argparse.Namespace) -> None:
+    from .store import ActivationStore
+
+    store = ActivationStore.build(
+        _backbone(options),
+        options.images,
+        options.out,
+        batch_size=options.batch_size,
+        dtype=getattr(torch, options.dtype),
+        num_workers=options.workers,
+    )
+    print(store)
+
+
+def _layers(options: argparse.Namespace) -> None:
+    print(_backbone(options).layers())
+
+

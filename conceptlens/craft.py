@@ -1,0 +1,288 @@
+"""CRAFT: the concepts a classifier uses for a class, from crops of its pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ._version import __version__
+from .backbone import Backbone
+from .batching import in_batches
+from .explanation import Concept, Crop, Explanation
+from .extraction.nmf import NMF
+from .images import Pictures, crops, denormalise
+from .importance.sobol import sobol
+from .maps import codes_on_grid
+from .model import DictionaryModel
+
+if TYPE_CHECKING:
+    from .extraction.base import Extractor
+
+# Crops that overlap more than this show the same thing; a gallery needs only one of them.
+MAX_OVERLAP = 0.3
+
+
+@dataclass(frozen=True)
+class _ClassPictures:
+    """The pictures that are explained, as the network sees them."""
+
+    x: Tensor  # (n, 3, H, W)
+    activations: Tensor  # (n, P, C)
+    logits: Tensor  # (n, n_classes)
+    names: list[str]
+    target: int
+    n_given: int
+
+
+class CRAFT:
+    """Concept recursive activation factorisation, without the recursion.
+
+    Crops of the class's pictures are put through the trunk, their activations are factorised
+    into concepts, and each concept's total Sobol index tells how much of the class's score it
+    decides.
+
+    Parameters
+    ----------
+    backbone : Backbone
+        The classifier, cut at a layer.
+    n_concepts : int
+        Number k of concepts.
+    patch_size : int
+        Side of the square crops in pixels of the network's input; stride 0.8 × `patch_size`.
+    extractor : Extractor, optional
+        Default: ``NMF(n_concepts, random_state=seed)``, which needs a layer after a ReLU.
+    n_designs : int
+        Number N of design points of the Sobol indices, a power of two.
+    batch_size : int
+        The most pictures, crops or code grids the network is given at once.
+    seed : int
+        Fixes the factorisation and the design.
+
+    References
+    ----------
+    Fel et al., "CRAFT: Concept Recursive Activation FacTorization for Explainability", CVPR 2023.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        n_concepts: int = 10,
+        patch_size: int = 64,
+        *,
+        extractor: Extractor | None = None,
+        n_designs: int = 64,
+        batch_size: int = 64,
+        seed: int = 0,
+    ) -> None:
+        self.backbone = backbone
+        self.n_concepts = n_concepts
+        self.patch_size = patch_size
+        self.extractor = extractor
+        self.n_designs = n_designs
+        self.batch_size = batch_size
+        self.seed = seed
+
+    def explain(
+        self, images: Any, target: int | str | None = None, *, predicted_only: bool = True
+    ) -> Explanation:
+        """Explain the class `target` on those of `images` that the model gives to it.
+
+        Parameters
+        ----------
+        images : folder, list, Dataset, DataLoader or Tensor
+            As `Pictures` takes them; the backbone's transform is applied.
+        target : int or str, optional
+            The class, by index or name. Default: the class predicted most often.
+        predicted_only : bool
+            Leave out the pictures that the model gives to another class.
+
+        Raises
+        ------
+        ValueError
+            For an unknown class, when no picture is given to the class, when activations are not
+            finite, and when the extractor needs nonnegative activations and the layer has others.
+        """
+        pictures = self._select(images, target, predicted_only)
+        crop_codes, boxes, owners, extractor, crop_error = self._extract(pictures)
+        cm = DictionaryModel(self.backbone, extractor)
+        codes = in_batches(
+            lambda a: extractor.transform(a.flatten(0, 1)).unflatten(0, a.shape[:2]),
+            pictures.activations,
+            self.batch_size,
+        )
+        importance = sobol(
+            cm,
+            codes,
+            pictures.target,
+            n_designs=self.n_designs,
+            seed=self.seed,
+            batch_size=self.batch_size,
+        )
+        concepts = [
+            Concept(
+                index=int(i),
+                name=cm.concept_names[i],
+                importance=float(importance.values[i]),
+                stderr=float(importance.stderr[i]),
+                crops=_best_crops(crop_codes[:, i], boxes, owners),
+            )
+            for i in importance.order
+        ]
+        has_grid = self.backbone.grid != (1, 1)
+        return Explanation(
+            target=importance.target,
+            importance=importance,
+            concepts=concepts,
+            pictures=denormalise(pictures.x, self.backbone.transform).cpu(),
+            picture_names=pictures.names,
+            concept_maps=codes_on_grid(cm, codes).cpu() if has_grid else codes.mT[..., None].cpu(),
+            components=torch.as_tensor(extractor.components_).cpu(),
+            scores=pictures.logits.softmax(1)[:, pictures.target].cpu(),
+            metrics={
+                "crop reconstruction error": crop_error,
+                **self._fidelity(cm, codes, pictures),
+            },
+            provenance=self._provenance(pictures, len(boxes), importance.method, extractor),
+            model=cm,
+        )
+
+    def _select(self, images: Any, target: int | str | None, predicted_only: bool) -> _ClassPictures:
+        """Run all pictures through the network once and keep those of the class."""
+        bb = self.backbone
+        index = None if target is None else bb.class_index(target)
+        source = images if isinstance(images, Pictures) else Pictures(images, bb.transform)
+        kept: list[tuple[list[int], Tensor, Tensor, Tensor]] = []
+        for indices, x in source.batches(self.batch_size):
+            activations = in_batches(bb.activations, x, self.batch_size)
+            kept.append((indices, x, activations, in_batches(bb.head, activations, self.batch_size)))
+        x, activations, logits = (torch.cat([part[i] for part in kept]) for i in (1, 2, 3))
+        names = [source.names[i] for part in kept for i in part[0]]
+        predicted = logits.argmax(1)
+        if index is None:
+            index = int(predicted.mode().values)
+        elif index >= logits.shape[1]:
+            raise ValueError(f"class {index} does not exist: the model has {logits.shape[1]} classes")
+        mine = (predicted == index) if predicted_only else torch.ones_like(predicted, dtype=torch.bool)
+        if not mine.any():
+            raise ValueError(
+                f"none of the {len(names)} pictures is given to class {self._name(index)!r} by the "
+                f"model; most are given to {self._name(int(predicted.mode().values))!r}. Name that "
+                "class, give other pictures, or pass predicted_only=False"
+            )
+        if not torch.isfinite(activations).all():
+            raise ValueError(f"the activations of layer {bb.layer!r} hold NaN or infinite values")
+        return _ClassPictures(
+            x=x[mine.to(x.device)],
+            activations=activations[mine],
+            logits=logits[mine],
+            names=[n for n, keep in zip(names, mine.tolist(), strict=True) if keep],
+            target=index,
+            n_given=len(names),
+        )
+
+    def _extract(
+        self, pictures: _ClassPictures
+    ) -> tuple[Tensor, Tensor, Tensor, Extractor, float]:
+        """Fit the dictionary on the crops; return codes, boxes, owners, dictionary and error."""
+        patches, boxes, owners = crops(pictures.x, self.patch_size)
+        size = pictures.x.shape[-2:]
+        rows = in_batches(lambda p: self._pooled(p, size), patches, self.batch_size)
+        extractor = self.extractor
+        if extractor is None:
+            extractor = NMF(self.n_concepts, random_state=self.seed)
+        if extractor.requires_nonnegative and rows.min() < 0:
+            raise ValueError(self._sign_error(float(rows.min())))
+        codes = extractor.fit_transform(rows)
+        error = (rows - extractor.inverse_transform(codes)).norm() / rows.norm()
+        return codes, boxes, owners, extractor, float(error)
+
+    def _pooled(self, patches: Tensor, size: torch.Size) -> Tensor:
+        """The activations of crops resized to the network's input, averaged over the grid."""
+        resized = torch.nn.functional.interpolate(
+            patches, tuple(size), mode="bilinear", align_corners=False
+        )
+        return self.backbone.activations(resized)[:, self.backbone.n_prefix :].mean(1)
+
+    def _sign_error(self, lowest: float) -> str:
+        layers = [
+            info.name
+            for info in self.backbone.layers()
+            if info.nonnegative and info.layout is not None and info.layout.grid != (1, 1)
+        ]
+        remedy = f"cut at one without, such as {layers[-1]!r}, or" if layers else "pass"
+        return (
+            f"the activations of layer {self.backbone.layer!r} hold negative values (down to "
+            f"{lowest:.3g}) and {type(self.extractor or NMF()).__name__} needs nonnegative ones: "
+            f"{remedy} extractor=SemiNMF({self.n_concepts})"
+        )
+
+    def _fidelity(
+        self, cm: DictionaryModel, codes: Tensor, pictures: _ClassPictures
+    ) -> dict[str, float]:
+        """How well the network's output and activations are rebuilt from the codes."""
+        with torch.no_grad():
+            rebuilt = in_batches(cm.classify, codes, self.batch_size)
+        true = pictures.logits
+        a = pictures.activations.flatten(0, 1)
+        error = (a - cm.extractor.inverse_transform(codes.flatten(0, 1))).norm() / a.norm()
+        difference = (rebuilt - true)[:, pictures.target].abs().mean()
+        return {
+            "picture reconstruction error": float(error),
+            "prediction agreement": float((rebuilt.argmax(1) == true.argmax(1)).float().mean()),
+            "mean logit difference": float(difference),
+        }
+
+    def _name(self, index: int) -> str:
+        names = self.backbone.class_names
+        return f"class {index}" if names is None else names[index]
+
+    def _provenance(
+        self, pictures: _ClassPictures, n_crops: int, method: str, extractor: Extractor
+    ) -> dict[str, Any]:
+        return {
+            "conceptlens": __version__,
+            "torch": torch.__version__,
+            "model": type(self.backbone.model).__name__,
+            "layer": self.backbone.layer,
+            "fingerprint": self.backbone.fingerprint(),
+            "target index": pictures.target,
+            "extractor": repr(extractor),
+            "importance": method,
+            "designs": self.n_designs,
+            "patch size": self.patch_size,
+            "crops": n_crops,
+            "pictures given": pictures.n_given,
+            "pictures used": len(pictures.names),
+            "seed": self.seed,
+        }
+
+    def __repr__(self) -> str:
+        return (
+            f"CRAFT({self.backbone!r}, n_concepts={self.n_concepts}, "
+            f"patch_size={self.patch_size}, seed={self.seed})"
+        )
+
+
+def _best_crops(codes: Tensor, boxes: Tensor, owners: Tensor, n: int = 10) -> list[Crop]:
+    """The crops with the highest code, without those that mostly repeat a better one."""
+    chosen: list[int] = []
+    for i in codes.argsort(descending=True).tolist():
+        if len(chosen) == n or codes[i] <= 0:
+            break
+        same = [j for j in chosen if owners[j] == owners[i]]
+        if all(_overlap(boxes[i], boxes[j]) <= MAX_OVERLAP for j in same):
+            chosen.append(i)
+    return [
+        Crop(picture=int(owners[i]), box=tuple(boxes[i].tolist()), score=float(codes[i]))
+        for i in chosen
+    ]
+
+
+def _overlap(a: Tensor, b: Tensor) -> float:
+    """Intersection over union of two boxes (left, top, right, bottom)."""
+    width, height = (torch.minimum(a[2:], b[2:]) - torch.maximum(a[:2], b[:2])).clamp(min=0).tolist()
+    areas = [float((c[2] - c[0]) * (c[3] - c[1])) for c in (a, b)]
+    return width * height / (sum(areas) - width * height)

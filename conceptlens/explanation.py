@@ -1,0 +1,285 @@
+"""`Explanation`: what was found about a class, to look at, save and load."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import asdict, dataclass, field
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from .files import write_atomically
+from .importance.result import Importance
+from .model import ConceptModel
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FORMAT = 1
+TENSORS = ("concept_maps", "components", "scores")
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A patch of a picture where a concept is strong.
+
+    Attributes
+    ----------
+    picture : int
+        Index of the picture.
+    box : tuple of int
+        Left, top, right and bottom in pixels.
+    score : float
+        The concept's code there.
+    """
+
+    picture: int
+    box: tuple[int, int, int, int]
+    score: float
+
+
+@dataclass(frozen=True)
+class Concept:
+    """One concept.
+
+    Attributes
+    ----------
+    index : int
+        Its row in the dictionary.
+    name : str
+        What it is called.
+    importance, stderr : float
+        How much it matters for the class, and the standard error of that.
+    crops : list of Crop
+        Where it is strongest, best first.
+    """
+
+    index: int
+    name: str
+    importance: float
+    stderr: float
+    crops: list[Crop]
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """The concepts that a classifier uses for one class.
+
+    Attributes
+    ----------
+    target : str
+        The class.
+    importance : Importance
+        How much each concept matters.
+    concepts : list of Concept
+        Most important first.
+    pictures : Tensor
+        uint8 ``(n, 3, H, W)``, the pictures explained.
+    picture_names : list of str
+        One a picture.
+    concept_maps : Tensor
+        ``(n, k, h, w)``: the concepts' codes on the grid of positions.
+    components : Tensor
+        The dictionary ``(k, C)``.
+    scores : Tensor
+        ``(n,)``: the probability of the class that the model gives to each picture.
+    metrics : dict
+        How faithful the concepts are, by name.
+    provenance : dict
+        How it was made.
+    model : ConceptModel or None
+        The classifier in concept space, for maps of other pictures; not saved.
+    """
+
+    target: str
+    importance: Importance
+    concepts: list[Concept]
+    pictures: Tensor
+    picture_names: list[str]
+    concept_maps: Tensor
+    components: Tensor
+    scores: Tensor
+    metrics: dict[str, float]
+    provenance: dict[str, Any]
+    model: ConceptModel | None = field(default=None, repr=False)
+
+    def maps(self, x: Tensor) -> Tensor:
+        """Map the concepts over other pictures: ``(B, 3, H, W)`` → ``(B, k, H, W)``."""
+        from .maps import concept_maps
+
+        if self.model is None:
+            raise ValueError(
+                "a loaded explanation has no network: pass it with Explanation.load(folder, model=)"
+            )
+        return concept_maps(self.model, x)
+
+    def pixels(self, crop: Crop) -> Tensor:
+        """Return the pixels of a crop, uint8 ``(3, h, w)``."""
+        left, top, right, bottom = crop.box
+        return self.pictures[crop.picture, :, top:bottom, left:right]
+
+    def plot(self) -> Figure:
+        """Draw the one-page summary."""
+        from .plots import summary
+
+        return summary(self)
+
+    def to_html(self, path: str | Path) -> Path:
+        """Write the report, one self-contained HTML file; return its path."""
+        from .report import render
+
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, render(self).encode())
+        return path
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``explanation.json``, ``tensors.safetensors`` and ``pictures/*.png``.
+
+        ``explanation.json`` is removed first and written last, so that a folder that was not
+        written to its end does not load.
+        """
+        folder = Path(folder)
+        (folder / "pictures").mkdir(parents=True, exist_ok=True)
+        (folder / "explanation.json").unlink(missing_ok=True)
+        for i, picture in enumerate(self.pictures):
+            write_atomically(folder / "pictures" / _file_name(i), png(picture))
+        importance = self.importance
+        tensors = {name: getattr(self, name) for name in TENSORS}
+        tensors |= {f"importance.{n}": getattr(importance, n) for n in _IMPORTANCE_TENSORS}
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        write_atomically(folder / "tensors.safetensors", save_tensors(tensors))
+        record = {
+            "format": FORMAT,
+            "target": self.target,
+            "method": importance.method,
+            "concept_names": importance.concept_names,
+            "concepts": [asdict(concept) for concept in self.concepts],
+            "picture_names": self.picture_names,
+            "metrics": self.metrics,
+            "provenance": self.provenance,
+        }
+        text = json.dumps(record, indent=1, ensure_ascii=False)
+        write_atomically(folder / "explanation.json", text.encode())
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | Path, model: ConceptModel | None = None) -> Explanation:
+        """Read what `save` wrote; needs no network.
+
+        Parameters
+        ----------
+        folder : str or Path
+            Where it was saved.
+        model : ConceptModel, optional
+            The classifier in concept space, for `maps`.
+
+        Raises
+        ------
+        ValueError
+            If the folder holds no whole explanation; the message names the file.
+        """
+        folder = Path(folder)
+        path = folder / "explanation.json"
+        if not path.is_file():
+            raise ValueError(f"{str(folder)!r} holds no explanation: there is no explanation.json")
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            if record["format"] != FORMAT:
+                raise ValueError(f"format {record['format']!r}, this version reads {FORMAT}")
+            names = [str(name) for name in record["picture_names"]]
+            concepts = [_concept(c) for c in record["concepts"]]
+            method, target = str(record["method"]), str(record["target"])
+            concept_names = [str(name) for name in record["concept_names"]]
+            metrics, provenance = dict(record["metrics"]), dict(record["provenance"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is not an explanation of this version: {error!r}") from error
+        tensors = _read_tensors(folder / "tensors.safetensors")
+        files = [folder / "pictures" / _file_name(i) for i in range(len(names))]
+        return cls(
+            target=target,
+            importance=Importance(
+                **{n: tensors[f"importance.{n}"] for n in _IMPORTANCE_TENSORS},
+                method=method,
+                target=target,
+                concept_names=concept_names,
+            ),
+            concepts=concepts,
+            pictures=torch.stack([_read_png(file) for file in files]),
+            picture_names=names,
+            **{name: tensors[name] for name in TENSORS},
+            metrics=metrics,
+            provenance=provenance,
+            model=model,
+        )
+
+    def __repr__(self) -> str:
+        rows = (f"  {c.name}: {c.importance:.3f} ± {c.stderr:.3f}" for c in self.concepts)
+        head = (
+            f"Explanation of {self.target!r}: {len(self.concepts)} concepts from "
+            f"{len(self.pictures)} pictures, importance by {self.importance.method}"
+        )
+        return "\n".join([head, *rows])
+
+    def _repr_html_(self) -> str:
+        from .report import data_uri
+
+        rows = []
+        for concept in self.concepts:
+            images = "".join(
+                f'<img height="48" alt="" src="{data_uri(self.pixels(crop))}">'
+                for crop in concept.crops[:6]
+            )
+            value = f"{concept.importance:.3f} ± {concept.stderr:.3f}"
+            rows.append(
+                f"<tr><td>{escape(concept.name)}</td><td>{value}</td><td>{images}</td></tr>"
+            )
+        return f"<table><caption>{escape(self.target)}</caption>{''.join(rows)}</table>"
+
+
+_IMPORTANCE_TENSORS = ("values", "stderr", "per_image")
+
+
+def png(picture: Tensor) -> bytes:
+    """A uint8 picture ``(3, H, W)`` as PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture.movedim(0, -1).numpy()).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _file_name(i: int) -> str:
+    return f"{i:05d}.png"
+
+
+def _concept(record: dict[str, Any]) -> Concept:
+    crops = [
+        Crop(int(c["picture"]), tuple(int(side) for side in c["box"]), float(c["score"]))  # type: ignore[arg-type]
+        for c in record["crops"]
+    ]
+    value, stderr = float(record["importance"]), float(record["stderr"])
+    return Concept(int(record["index"]), str(record["name"]), value, stderr, crops)
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        tensors = load_tensors(path.read_bytes())
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    wanted = {*TENSORS, *(f"importance.{n}" for n in _IMPORTANCE_TENSORS)}
+    if tensors.keys() != wanted:
+        raise ValueError(f"{path} holds {sorted(tensors)}, expected {sorted(wanted)}")
+    return tensors
+
+
+def _read_png(path: Path) -> Tensor:
+    from .images import read_image, to_bytes
+
+    return to_bytes(read_image(path))

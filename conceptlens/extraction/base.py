@@ -1,0 +1,57 @@
+"""What every extractor offers, and the checks that they share."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Rows = TypeVar("Rows", Tensor, np.ndarray)
+
+
+class Extractor(Protocol):
+    """A dictionary of concepts: rows of activations ``(n, C)`` ↔ codes ``(n, k)``.
+
+    Attributes
+    ----------
+    requires_nonnegative : bool
+        Whether it refuses activations below zero.
+    components_ : Tensor
+        The dictionary ``(k, C)``, once fitted.
+    """
+
+    requires_nonnegative: bool
+    components_: Any
+
+    def fit(self, a: Any) -> Any:
+        """Learn the dictionary from rows ``(n, C)``."""
+
+    def fit_transform(self, a: Any) -> Any:
+        """Learn the dictionary and return the codes ``(n, k)``."""
+
+    def transform(self, a: Any) -> Any:
+        """Return the codes ``(n, k)`` of rows ``(n, C)``."""
+
+    def inverse_transform(self, u: Any) -> Any:
+        """Return the rows ``(n, C)`` that codes ``(n, k)`` stand for."""
+
+
+def check_rows(a: Any, name: str = "a") -> Tensor:
+    """Return `a` as a finite floating-point tensor ``(n, C)`` with n ≥ 1."""
+    rows = torch.as_tensor(a)
+    if rows.ndim != 2 or 0 in rows.shape:
+        raise ValueError(f"{name} must have shape (n, C) with n, C ≥ 1, got {tuple(rows.shape)}")
+    if not rows.is_floating_point():
+        raise TypeError(f"{name} must hold floating-point numbers, got {rows.dtype}")
+    if rows.dtype in (torch.float16, torch.bfloat16):
+        rows = rows.float()
+    if not torch.isfinite(rows).all():
+        raise ValueError(f"{name} holds NaN or infinite values: {int((~rows.isfinite()).sum())}")
+    return rows
+
+
+def like(result: Tensor, given: Any) -> Any:
+    """`result` as what the caller gave: an array for an array, a tensor for a tensor."""
+    return result.numpy() if isinstance(given, np.ndarray) else result

@@ -1,0 +1,310 @@
+"""Pictures from anywhere, read in a fixed order, and square crops of them."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, SequentialSampler
+
+EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+Transform = Callable[[Any], Tensor]
+
+
+class UnreadableImageError(ValueError):
+    """A picture cannot be read; the message names it."""
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """Read a file as an RGB picture, upright as its EXIF says.
+
+    Transparent pixels become white and 16-bit greys are scaled to 8 bits.
+
+    Raises
+    ------
+    UnreadableImageError
+        If the file is missing, broken, no picture, or so large that it looks like a bomb.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as picture:
+                return _rgb(ImageOps.exif_transpose(picture))
+    except Exception as error:  # Pillow's plugins raise many kinds for broken files
+        raise UnreadableImageError(f"{path} cannot be read as a picture: {error}") from error
+
+
+def _rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I"):
+        wide = np.asarray(picture).astype(np.float64)
+        picture = Image.fromarray((wide / 257).round().clip(0, 255).astype(np.uint8))
+    if "A" in picture.getbands() or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(white, picture)
+    return picture.convert("RGB")
+
+
+class Pictures(Dataset[Tensor]):
+    """Pictures in a fixed order, as the network takes them.
+
+    Parameters
+    ----------
+    images : str, Path, sequence, Dataset, DataLoader or Tensor
+        A folder (searched below, sorted by path); a list of paths, PIL pictures, arrays
+        ``(H, W)``, ``(H, W, 3)`` or tensors ``(3, H, W)``; a Dataset whose items are such, alone or
+        first in a tuple; a DataLoader that does not shuffle, of which the dataset is taken; or a
+        tensor ``(n, 3, H, W)``.
+    transform : callable, optional
+        Turns a PIL picture into a tensor ``(3, H, W)``. Default: pixels in [0, 1]. Tensors of
+        floats count as transformed already.
+
+    Attributes
+    ----------
+    names : list of str
+        Paths relative to the folder, or "picture 0", "picture 1", ...
+    """
+
+    def __init__(self, images: Any, transform: Transform | None = None) -> None:
+        self.transform = transform
+        self.num_workers = 0
+        if isinstance(images, DataLoader):
+            if not isinstance(images.sampler, SequentialSampler):
+                raise ValueError(
+                    "the DataLoader shuffles or samples its pictures: the order must be fixed, "
+                    "make it with shuffle=False"
+                )
+            self.num_workers, images = images.num_workers, images.dataset
+        if isinstance(images, (str, Path)):
+            folder = Path(images)
+            images = _files_below(folder)
+            self.names = [path.relative_to(folder).as_posix() for path in images]
+        elif hasattr(images, "__getitem__") and hasattr(images, "__len__"):
+            listed = images if isinstance(images, Sequence) else range(len(images))
+            self.names = [
+                str(item) if isinstance(item, (str, Path)) else f"picture {i}"
+                for i, item in enumerate(listed)
+            ]
+        else:
+            raise TypeError(
+                "images must be a folder, a list, a Dataset, a DataLoader or a tensor, got "
+                f"{type(images).__name__}"
+            )
+        if len(images) == 0:
+            raise ValueError("there are no pictures: images is empty")
+        self.source = images
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, i: int) -> Tensor:
+        item = self._item(i)
+        if isinstance(item, (str, Path)):
+            item = read_image(item)
+        if isinstance(item, Tensor) and item.is_floating_point():
+            x = item
+        else:
+            picture = item if isinstance(item, Image.Image) else Image.fromarray(_array(item))
+            x = (self.transform or _to_unit)(_rgb(picture))
+        if not isinstance(x, Tensor) or x.ndim != 3 or x.shape[0] != 3:
+            shape = tuple(x.shape) if hasattr(x, "shape") else type(x).__name__
+            raise ValueError(f"{self.names[i]} became {shape}, expected a tensor (3, H, W)")
+        return x
+
+    def batches(
+        self, batch_size: int, start: int = 0, stop: int | None = None
+    ) -> Iterator[tuple[list[int], Tensor]]:
+        """Iterate over ``(indices, x (b, 3, H, W))``, cut at multiples of `batch_size`.
+
+        Unreadable pictures are left out with a warning that names them.
+
+        Raises
+        ------
+        ValueError
+            If no picture from `start` to `stop` can be read, or if their sizes differ.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        stop = len(self) if stop is None else stop
+        cuts = [list(range(i, min(i + batch_size, stop))) for i in range(start, stop, batch_size)]
+        loader = DataLoader(
+            _Forgiving(self), batch_sampler=cuts, collate_fn=list, num_workers=self.num_workers
+        )
+        bad: list[str] = []
+        for indices, items in zip(cuts, loader, strict=True):
+            bad += [str(item) for item in items if isinstance(item, UnreadableImageError)]
+            good = [(i, x) for i, x in zip(indices, items, strict=True) if isinstance(x, Tensor)]
+            if good:
+                yield [i for i, _ in good], self._stack(good)
+        if len(bad) == stop - start > 0:
+            raise ValueError(f"none of the {len(bad)} pictures can be read; the first: {bad[0]}")
+        if bad:
+            warnings.warn(f"{len(bad)} pictures left out: {'; '.join(bad)}", stacklevel=2)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the pictures' content: of a file its bytes, else its numbers."""
+        digest = hashlib.sha256()
+        for i in range(len(self)):
+            item = self._item(i)
+            if isinstance(item, (str, Path)):
+                try:
+                    data = Path(item).read_bytes()
+                except OSError as error:
+                    data = str(error.errno).encode()
+            else:
+                array = np.ascontiguousarray(np.asarray(item))
+                data = f"{array.shape}{array.dtype}".encode() + array.tobytes()
+            digest.update(hashlib.sha256(data).digest())
+        return digest.hexdigest()
+
+    def _item(self, i: int) -> Any:
+        item = self.source[i]
+        return item[0] if isinstance(item, (tuple, list)) else item
+
+    def _stack(self, good: list[tuple[int, Tensor]]) -> Tensor:
+        first = good[0][1].shape
+        for i, x in good:
+            if x.shape != first:
+                raise ValueError(
+                    f"{self.names[i]} has shape {tuple(x.shape)}, {self.names[good[0][0]]} has "
+                    f"{tuple(first)}: give a transform that resizes to one size"
+                )
+        return torch.stack([x for _, x in good])
+
+    def __repr__(self) -> str:
+        return f"Pictures({len(self)}, from {self.names[0]!r} to {self.names[-1]!r})"
+
+
+class _Forgiving(Dataset[Any]):
+    """Gives the error in place of a picture that cannot be read."""
+
+    def __init__(self, pictures: Pictures) -> None:
+        self.pictures = pictures
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, i: int) -> Any:
+        try:
+            return self.pictures[i]
+        except UnreadableImageError as error:
+            return error
+
+
+def transform_fingerprint(transform: Transform | None) -> str:
+    """SHA-256 of what the transform makes of a fixed picture, so that any callable has one.
+
+    Raises
+    ------
+    ValueError
+        If it makes two different things of it: a random transform has no fixed activations.
+    """
+    noise = np.random.default_rng(0).integers(0, 256, (240, 320, 3), dtype=np.uint8)
+    picture = Image.fromarray(noise)
+    first, second = ((transform or _to_unit)(picture) for _ in range(2))
+    if not torch.equal(first, second):
+        raise ValueError("the transform is random: give one that treats a picture always alike")
+    return hashlib.sha256(f"{tuple(first.shape)}".encode() + first.numpy().tobytes()).hexdigest()
+
+
+def denormalise(x: Tensor, transform: Transform | None) -> Tensor:
+    """Turn network inputs ``(B, 3, H, W)`` back into pictures, uint8 of the same shape.
+
+    Undoes the normalisation found in the transform (``mean`` and ``std`` on it or on one of its
+    ``transforms``); values that are no pixels even so are stretched picture by picture.
+    """
+    for part in (transform, *getattr(transform, "transforms", ())):
+        if hasattr(part, "mean") and hasattr(part, "std"):
+            mean, std = (torch.as_tensor(s).to(x).view(1, -1, 1, 1) for s in (part.mean, part.std))
+            x = x * std + mean
+            break
+    low, high = x.amin((1, 2, 3), keepdim=True), x.amax((1, 2, 3), keepdim=True)
+    outside = (low < -0.01) | (high > 1.01)
+    x = torch.where(outside, (x - low) / (high - low).clamp(min=1e-12), x)
+    return (x.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def crops(
+    x: Tensor, patch_size: int, stride: int | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Cut square patches on a regular grid that reaches every border.
+
+    Parameters
+    ----------
+    x : Tensor
+        Pictures ``(B, 3, H, W)``.
+    patch_size, stride : int
+        In pixels; stride defaults to 0.8 × `patch_size`.
+
+    Returns
+    -------
+    patches : Tensor
+        ``(B·m, 3, patch_size, patch_size)``, picture by picture.
+    boxes : Tensor
+        ``(B·m, 4)``: left, top, right, bottom.
+    owners : Tensor
+        ``(B·m,)``: which picture.
+    """
+    height, width = x.shape[-2:]
+    if not 1 <= patch_size <= min(height, width):
+        raise ValueError(
+            f"patch_size={patch_size} for pictures of {height}×{width}: it must be between 1 and "
+            f"{min(height, width)}"
+        )
+    stride = max(1, int(0.8 * patch_size)) if stride is None else stride
+    corners = [
+        (left, top)
+        for top in _starts(height, patch_size, stride)
+        for left in _starts(width, patch_size, stride)
+    ]
+    patches = torch.stack(
+        [x[:, :, t : t + patch_size, l : l + patch_size] for l, t in corners], dim=1
+    )
+    boxes = torch.tensor([[l, t, l + patch_size, t + patch_size] for l, t in corners])
+    owners = torch.arange(len(x)).repeat_interleave(len(corners))
+    return patches.flatten(0, 1), boxes.repeat(len(x), 1), owners
+
+
+def _starts(length: int, patch: int, stride: int) -> list[int]:
+    starts = list(range(0, length - patch + 1, stride))
+    return starts if starts[-1] == length - patch else [*starts, length - patch]
+
+
+def _files_below(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise ValueError(f"{str(folder)!r} is not a folder of pictures")
+    files: Iterable[Path] = folder.rglob("*")
+    found = sorted(path for path in files if path.suffix.lower() in EXTENSIONS and path.is_file())
+    if not found:
+        raise ValueError(
+            f"the folder {str(folder)!r} is empty of pictures (looked for {', '.join(EXTENSIONS)})"
+        )
+    return found
+
+
+def _array(item: Any) -> np.ndarray:
+    """An array ``(H, W)`` or ``(H, W, bands)`` of bytes, from an array or a tensor of bytes."""
+    if isinstance(item, Tensor) and item.ndim == 3:
+        item = item.movedim(0, -1)
+    array = np.asarray(item)
+    if array.dtype.kind == "f":
+        array = (array * 255).round().clip(0, 255)
+    elif array.dtype == np.uint16:
+        array = array // 257
+    return np.ascontiguousarray(array, dtype=np.uint8)
+
+
+def to_bytes(picture: Image.Image) -> Tensor:
+    """An RGB picture as uint8 tensor ``(3, H, W)``."""
+    return torch.from_numpy(np.array(picture)).movedim(-1, 0)
+
+
+def _to_unit(picture: Image.Image) -> Tensor:
+    return to_bytes(picture).float() / 255

@@ -1,0 +1,103 @@
+"""From a model's description on the command line to a `Backbone`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .backbone import Backbone
+
+FORMS = """\
+MODEL is one of
+  torchvision:NAME             e.g. torchvision:resnet50, with its default weights
+  timm:NAME                    e.g. timm:convnext_tiny.fb_in1k
+  open_clip:NAME/WEIGHTS       zero-shot, e.g. open_clip:ViT-B-32/openai (needs --classes);
+                               WEIGHTS may be a local file
+  efficientnet-lite0           the demo's network, from the packages of conceptlens[demo]
+  path/to/file.py:FUNCTION     FUNCTION() returns a torch.nn.Module or a conceptlens.Backbone
+  path/to/file.pt2             a torch.export program
+  path/to/file.pt              a TorchScript module"""
+
+
+def load_backbone(
+    model: str,
+    layer: str | None = None,
+    *,
+    classes: Sequence[str] | None = None,
+    device: str | None = None,
+) -> Backbone:
+    """Make the backbone that `model` describes.
+
+    Parameters
+    ----------
+    model : str
+        One of the forms that the command line's help lists.
+    layer : str, optional
+        The layer to cut at.
+    classes : sequence of str, optional
+        Names of the classes, where the model brings none.
+    device : str, optional
+        Where to move the model.
+
+    Raises
+    ------
+    ValueError
+        If the description has no such form, or the file gives no model.
+    """
+    kind, _, name = model.partition(":")
+    if kind == "torchvision":
+        bb = Backbone.from_torchvision(name, layer)
+    elif kind == "timm":
+        bb = Backbone.from_timm(name, layer)
+    elif kind == "open_clip":
+        if not classes:
+            raise ValueError("an open_clip model is a zero-shot classifier: name its --classes")
+        architecture, _, weights = name.partition("/")
+        bb = Backbone.from_open_clip(architecture, weights or None, layer, classes=classes)
+    elif model == "efficientnet-lite0":
+        from .demo import demo_backbone
+
+        bb = demo_backbone(layer or "_swish")
+    else:
+        bb = _from_file(model, layer)
+    names = bb.class_names if classes is None else classes
+    return Backbone(
+        bb.model, bb._layer, bb.transform, names, device, output=bb.output, autocast=bb.autocast
+    )
+
+
+def _from_file(model: str, layer: str | None) -> Backbone:
+    path, _, function = model.partition(".py:")
+    path = Path(path + ".py" if function else model)
+    if not path.is_file():
+        raise ValueError(f"no model {model!r}: there is no file {str(path)!r}.\n{FORMS}")
+    if function:
+        made = _call(path, function)
+    elif path.suffix == ".pt2":
+        made = torch.export.unflatten(torch.export.load(path))
+    else:
+        made = torch.jit.load(path, map_location="cpu").eval()
+    if isinstance(made, Backbone):
+        return made if layer is None else Backbone(made.model, layer, made.transform)
+    if not isinstance(made, nn.Module):
+        raise ValueError(f"{model} gave a {type(made).__name__}, not a torch.nn.Module or Backbone")
+    from torchvision.models import ResNet18_Weights
+
+    return Backbone(made, layer, ResNet18_Weights.DEFAULT.transforms())
+
+
+def _call(path: Path, function: str) -> Any:
+    spec = spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{str(path)!r} cannot be imported as Python")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not callable(getattr(module, function, None)):
+        defined = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
+        raise ValueError(f"{str(path)!r} has no function {function!r}; it has {defined}")
+    return getattr(module, function)()

@@ -1,0 +1,131 @@
+"""From an `Explanation` to one self-contained HTML page."""
+
+from __future__ import annotations
+
+import base64
+import io
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+from torch import Tensor
+
+from ..plots import colour, overlay, scaled_maps
+
+if TYPE_CHECKING:
+    from ..explanation import Explanation
+
+N_CROPS = 8
+N_PICTURES = 8
+# More than four colours in one picture cannot be told apart.
+N_PAINTED = 4
+
+MEANING = {
+    "crop reconstruction error": "share of the crops' activations that the concepts miss",
+    "picture reconstruction error": "share of the whole pictures' activations that they miss",
+    "prediction agreement": "share of pictures that keep their class when rebuilt from concepts",
+    "mean logit difference": "mean change of the class's logit when rebuilt from concepts",
+}
+
+
+def render(explanation: Explanation) -> str:
+    """Return the report as HTML; every name in it is escaped."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("conceptlens", "report"), autoescape=True, undefined=StrictUndefined
+    )
+    style = (files("conceptlens.report") / "report.css").read_text(encoding="utf-8")
+    return environment.get_template("report.html").render(
+        explanation=explanation,
+        style=style,
+        lead=_lead(explanation),
+        concepts=_concepts(explanation),
+        pictures=_pictures(explanation),
+        painted=_legend(explanation),
+        metrics=[(n, v, MEANING.get(n, "")) for n, v in explanation.metrics.items()],
+    )
+
+
+def data_uri(picture: Tensor) -> str:
+    """A uint8 picture ``(3, H, W)`` as a JPEG inside a URI."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture.movedim(0, -1).numpy()).save(buffer, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _lead(explanation: Explanation) -> str:
+    first = explanation.concepts[0]
+    total = sum(c.importance for c in explanation.concepts) or 1.0
+    running, needed = 0.0, 0
+    for concept in explanation.concepts:
+        if running >= 0.8 * total:
+            break
+        running, needed = running + concept.importance, needed + 1
+    plural = "concept carries" if needed == 1 else "concepts carry"
+    return (
+        f"In {len(explanation.pictures)} pictures the network says “{explanation.target}” most of "
+        f"all because of {first.name}, with importance {first.importance:.2f} ± {first.stderr:.2f}. "
+        f"{needed} of {len(explanation.concepts)} {plural} 80 % of the importance."
+    )
+
+
+def _concepts(explanation: Explanation) -> list[dict[str, Any]]:
+    """One card a concept; bars are in percent of the longest, whiskers included."""
+    ends = [c.importance + c.stderr for c in explanation.concepts]
+    unit = 100 / max([*ends, 1e-12])
+    leading = explanation.importance.per_image.argmax(1)
+    return [
+        {
+            "name": concept.name,
+            "id": f"concept-{concept.index}",
+            "colour": colour(rank),
+            "importance": concept.importance,
+            "stderr": concept.stderr,
+            "bar": max(0.0, concept.importance) * unit,
+            "low": max(0.0, concept.importance - concept.stderr) * unit,
+            "span": min(2 * concept.stderr, concept.importance + concept.stderr) * unit,
+            "leads": int((leading == concept.index).sum()),
+            "crops": [
+                {
+                    "uri": data_uri(explanation.pixels(crop)),
+                    "alt": f"Crop of {explanation.picture_names[crop.picture]}, "
+                    f"strength {crop.score:.2f}",
+                }
+                for crop in concept.crops[:N_CROPS]
+            ],
+        }
+        for rank, concept in enumerate(explanation.concepts)
+    ]
+
+
+def _legend(explanation: Explanation) -> list[dict[str, str]]:
+    shown = explanation.concepts[:N_PAINTED]
+    return [{"name": c.name, "colour": colour(rank)} for rank, c in enumerate(shown)]
+
+
+def _pictures(explanation: Explanation) -> list[dict[str, Any]]:
+    """The pictures the network is surest of, with its main concepts painted on them."""
+    shown = explanation.concepts[:N_PAINTED]
+    chosen = [c.index for c in shown]
+    colours = [colour(rank) for rank in range(len(shown))]
+    cards = []
+    for i in explanation.scores.argsort(descending=True)[:N_PICTURES].tolist():
+        values = explanation.importance.per_image[i, chosen]
+        name = explanation.picture_names[i]
+        painted = overlay(explanation.pictures[i], scaled_maps(explanation, chosen, i), colours)
+        main = shown[int(values.argmax())].name
+        cards.append(
+            {
+                "name": name,
+                "score": float(explanation.scores[i]),
+                "uri": data_uri(explanation.pictures[i]),
+                "painted": data_uri(painted),
+                "alt": f"{name} with its main concepts painted on it, {main} foremost",
+                "parts": [
+                    {"name": c.name, "colour": k, "value": v}
+                    for c, k, v in zip(shown, colours, values.tolist(), strict=True)
+                ],
+            }
+        )
+    return cards

@@ -1,0 +1,139 @@
+"""The command line: what it writes, and one clear line with exit status 2 for bad input."""
+
+import re
+
+import pytest
+import torch
+from PIL import Image
+
+from conceptlens import ActivationStore, Explanation
+from conceptlens.cli import main
+
+NETWORK = '''
+import torch
+from torch import nn
+from conceptlens import Backbone
+
+def net(scale=1.0):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 12, 8, 8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 3)
+    )
+    model[0].weight.data[0] *= scale
+    return model
+
+def with_names():
+    from torchvision import transforms as t
+    transform = t.Compose([t.Resize((64, 64)), t.ToTensor()])
+    return Backbone(net(), None, transform, ["cat", "dog", "bird"])
+
+def nan():
+    return net(float("nan"))
+
+def number():
+    return 3
+'''
+
+
+@pytest.fixture
+def files(tmp_path):
+    (tmp_path / "net.py").write_text(NETWORK)
+    folder = tmp_path / "photos" / "nested"
+    folder.mkdir(parents=True)
+    generator = torch.Generator().manual_seed(0)
+    for i in range(12):
+        pixels = torch.randint(0, 256, (16, 16, 3), generator=generator, dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).resize((80, 64)).save(folder / f"{i:02d}.png")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.jpg").write_bytes(b"not a picture")
+    return tmp_path
+
+
+def run(files, command, capsys):
+    arguments = command.format(d=files).split()
+    status = main(arguments)
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def test_explain_writes_a_report_and_an_explanation(files, capsys):
+    command = "explain {d}/net.py:with_names {d}/photos --layer 1 --concepts 4 --patch-size 32 --out {d}/out"
+    status, out, err = run(files, command, capsys)
+    assert status == 0, err
+    assert out.splitlines()[-1] == str(files / "out" / "report.html")
+    assert "<html" in (files / "out" / "report.html").read_text()
+    explanation = Explanation.load(files / "out")
+    assert explanation.target in ("cat", "dog", "bird")
+    assert len(explanation.concepts) == 4
+
+
+def test_cache_writes_a_store_and_a_second_run_finds_it(files, capsys):
+    command = "cache {d}/net.py:with_names {d}/photos --layer 1 --out {d}/store --dtype float16"
+    assert run(files, command, capsys)[0] == 0
+    manifest = (files / "store" / "manifest.json").stat().st_mtime_ns
+    assert run(files, command, capsys)[0] == 0
+    assert (files / "store" / "manifest.json").stat().st_mtime_ns == manifest
+    assert ActivationStore.open(files / "store").shape == (12, 64, 12)
+
+
+def test_layers_lists_what_can_be_cut(files, capsys):
+    status, out, _ = run(files, "layers {d}/net.py:net", capsys)
+    assert status == 0
+    assert re.search(r"^1 +ReLU +12×28×28 +≥ 0", out, re.MULTILINE)
+
+
+def test_exported_program(files, capsys):
+    scope = {}
+    exec(NETWORK, scope)
+    batch = torch.export.Dim("batch", min=1, max=64)
+    x = torch.randn(2, 3, 224, 224)
+    program = torch.export.export(scope["net"](), (x,), dynamic_shapes=({0: batch},))
+    torch.export.save(program, files / "net.pt2")
+    command = "explain {d}/net.pt2 {d}/photos --layer 1 --concepts 2 --out {d}/out"
+    status, _, err = run(files, command, capsys)
+    assert status == 0, err
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("explain {d}/net.py:with_names {d}/empty --out {d}/o", "empty"),
+        ("explain {d}/net.py:with_names {d}/broken --out {d}/o", "a.jpg"),
+        ("explain {d}/net.py:with_names {d}/nowhere --out {d}/o", "nowhere"),
+        ("explain {d}/net.py:with_names {d}/photos --layer 11 --out {d}/o", "no layer '11'"),
+        ("explain {d}/net.py:with_names {d}/photos --target bidr --out {d}/o", "'bird'"),
+        ("explain {d}/net.py:with_names {d}/photos --layer 0 --out {d}/o", "layer '0' hold negative"),
+        ("explain {d}/net.py:nan {d}/photos --out {d}/o", "NaN"),
+        ("explain {d}/net.py:with_names {d}/photos --layer 1 --concepts 13 --out {d}/o", "13"),
+        ("explain {d}/net.py:number {d}/photos --out {d}/o", "gave a int"),
+        ("explain {d}/net.py:other {d}/photos --out {d}/o", "no function 'other'"),
+        ("explain {d}/other.py:net {d}/photos --out {d}/o", "there is no file"),
+        ("explain torchvision:resnet51 {d}/photos --out {d}/o", "'resnet50'"),
+        ("layers open_clip:ViT-B-32/openai", "--classes"),
+    ],
+)
+def test_bad_input_is_one_clear_line_and_status_2(files, capsys, command, words):
+    status, out, err = run(files, command, capsys)
+    errors = [line for line in err.splitlines() if line.startswith("conceptlens: error:")]
+    assert status == 2
+    assert len(errors) == 1
+    assert words in err
+    assert "Traceback" not in err
+    assert not (files / "o").exists()
+
+
+def test_one_broken_picture_is_skipped_and_named(files, capsys):
+    (files / "photos" / "bad.jpg").write_bytes(b"not a picture")
+    command = "explain {d}/net.py:with_names {d}/photos --layer 1 --concepts 3 --out {d}/out"
+    status, _, err = run(files, command, capsys)
+    assert status == 0, err
+    assert "bad.jpg" in err
+
+
+@pytest.mark.parametrize("command", ["", "demo", "explain", "cache", "layers"])
+def test_help_has_an_example(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([*command.split(), "--help"])
+    assert stopped.value.code == 0
+    assert not command or f"conceptlens {command} " in capsys.readouterr().out.split("example")[1]

@@ -1,0 +1,131 @@
+"""CRAFT on a network whose concepts are its colours, and on a real one."""
+
+import pytest
+import torch
+from torch import nn
+
+from conceptlens import CRAFT, NMF, Backbone, Explanation, SemiNMF
+from conceptlens.craft import _best_crops
+
+
+class Colours(nn.Module):
+    """Logit 0 is 3·red + green, blue is not used; logit 1 is a constant."""
+
+    def __init__(self):
+        super().__init__()
+        self.pool, self.relu, self.fc = nn.AvgPool2d(8), nn.ReLU(), nn.Linear(3, 2)
+        self.fc.weight.data = torch.tensor([[3.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
+        self.fc.bias.data = torch.tensor([0.0, 0.01])
+
+    def forward(self, x):
+        return self.fc(self.relu(self.pool(x)).mean((2, 3)))
+
+
+def squares(n=16, size=64, seed=0):
+    """Each picture: one red, one green and one blue square, in quarters drawn at random."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.zeros(n, 3, size, size)
+    half = size // 2
+    for picture in x:
+        for colour, quarter in enumerate(torch.randperm(4, generator=generator)[:3]):
+            top, left = half * (quarter // 2), half * (quarter % 2)
+            picture[colour, top : top + half, left : left + half] = 1.0
+    return x
+
+
+@pytest.fixture(scope="module")
+def explanation():
+    bb = Backbone(Colours(), "relu", class_names=["colourful", "dull"])
+    nmf = NMF(3, random_state=0, max_iter=3000, tol=1e-8)
+    return CRAFT(bb, 3, patch_size=16, extractor=nmf).explain(squares(), "colourful")
+
+
+def test_concepts_are_the_colours_in_order_of_their_weights(explanation):
+    colours = [int(explanation.components[c.index].argmax()) for c in explanation.concepts]
+    assert colours == [0, 1, 2]
+
+
+def test_importance_is_the_closed_form(explanation):
+    """With an affine head S_T of concept i is β_i² / Σ β_j², and β ∝ 3, 1, 0 here."""
+    values = torch.tensor([c.importance for c in explanation.concepts], dtype=torch.float64)
+    expected = torch.tensor([0.9, 0.1, 0.0], dtype=torch.float64)
+    torch.testing.assert_close(values, expected, rtol=0, atol=0.01)
+
+
+def test_crops_and_maps_show_the_colour(explanation):
+    x = squares()
+    for colour, concept in enumerate(explanation.concepts):
+        for crop in concept.crops:
+            left, top, right, bottom = crop.box
+            assert x[crop.picture, colour, top:bottom, left:right].mean() > 0.5
+        maps = explanation.maps(x)[:, concept.index]
+        peaks = maps.flatten(1).argmax(1)
+        assert (x[:, colour].flatten(1).gather(1, peaks[:, None]) == 1).all()
+
+
+def test_fidelity_and_provenance_are_told(explanation):
+    assert explanation.metrics["prediction agreement"] == 1.0
+    assert explanation.metrics["crop reconstruction error"] < 0.05
+    assert explanation.provenance["pictures used"] == 16
+    assert explanation.provenance["layer"] == "relu"
+
+
+def test_same_seed_same_explanation(explanation):
+    bb = Backbone(Colours(), "relu", class_names=["colourful", "dull"])
+    nmf = NMF(3, random_state=0, max_iter=3000, tol=1e-8)
+    again = CRAFT(bb, 3, patch_size=16, extractor=nmf).explain(squares(), "colourful")
+    assert torch.equal(again.components, explanation.components)
+    assert torch.equal(again.importance.per_image, explanation.importance.per_image)
+
+
+def test_batch_size_does_not_matter(explanation):
+    bb = Backbone(Colours(), "relu", class_names=["colourful", "dull"])
+    nmf = NMF(3, random_state=0, max_iter=3000, tol=1e-8)
+    again = CRAFT(bb, 3, patch_size=16, extractor=nmf, batch_size=3).explain(squares(), 0)
+    torch.testing.assert_close(
+        again.importance.values, explanation.importance.values, rtol=0, atol=1e-4
+    )
+
+
+def test_default_target_is_what_the_model_says_and_others_are_left_out():
+    x = torch.cat([squares(5), torch.zeros(3, 3, 64, 64)])  # the black ones are dull
+    explanation = CRAFT(Backbone(Colours(), "relu"), 2, 16).explain(x)
+    assert explanation.provenance["target index"] == 0
+    assert len(explanation.pictures) == 5
+
+
+def test_semi_nmf_where_activations_are_signed():
+    x = squares()
+    bb = Backbone(Colours(), "pool")
+    with pytest.raises(ValueError, match=r"'pool' hold negative values.*'relu'.*SemiNMF\(3\)"):
+        CRAFT(bb, 3, 16).explain(x - 0.5, 0, predicted_only=False)
+    explanation = CRAFT(bb, 3, 16, extractor=SemiNMF(3, random_state=0)).explain(
+        x - 0.5, 0, predicted_only=False
+    )
+    assert isinstance(explanation, Explanation)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"target": "colorful"}, "unknown class 'colorful'; near names: 'colourful'"),
+        ({"target": "dull"}, "none of the 16 pictures is given to class 'dull'"),
+        ({"target": 2}, "class 2 does not exist"),
+    ],
+)
+def test_bad_target(arguments, words):
+    bb = Backbone(Colours(), "relu", class_names=["colourful", "dull"])
+    with pytest.raises(ValueError, match=words):
+        CRAFT(bb, 3, 16).explain(squares(), **arguments)
+
+
+def test_more_concepts_than_channels_is_refused():
+    with pytest.raises(ValueError, match="n_components"):
+        CRAFT(Backbone(Colours(), "relu"), 4, 16).explain(squares())
+
+
+def test_best_crops_do_not_repeat_each_other():
+    boxes = torch.tensor([[0, 0, 10, 10], [1, 0, 11, 10], [20, 0, 30, 10], [0, 0, 10, 10]])
+    owners = torch.tensor([0, 0, 0, 1])
+    best = _best_crops(torch.tensor([4.0, 3.0, 0.0, 2.0]), boxes, owners)
+    assert [(c.picture, c.box[0], c.score) for c in best] == [(0, 0, 4.0), (1, 0, 2.0)]
