@@ -1,4 +1,3 @@
-from . import datasets, metrics
 from ._version import __version__
 from .backbone import Backbone, NotCuttableError
 from .craft import CRAFT
@@ -30,7 +29,5 @@ __all__ = [
     "UnreadableImageError",
     "__version__",
     "concept_maps",
-    "datasets",
-    "metrics",
     "sobol",
 ]

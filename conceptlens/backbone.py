@@ -169,6 +169,24 @@ class Backbone:
         """List the layers that can be cut, with shapes, signs and costs as seen on a probe."""
         return LayerList(info for info in self._survey() if info.cuttable)
 
+    def replace(
+        self,
+        *,
+        layer: str | None = None,
+        class_names: Sequence[str] | None = None,
+        device: torch.device | str | None = None,
+    ) -> Backbone:
+        """Return a backbone of the same model with other settings; None keeps the present one."""
+        return Backbone(
+            self.model,
+            self._layer if layer is None else layer,
+            self.transform,
+            self.class_names if class_names is None else class_names,
+            device,
+            output=self.output,
+            autocast=self.autocast,
+        )
+
     def class_index(self, target: int | str) -> int:
         """Return the index of the class `target`, given by index or by name."""
         return class_index(target, self.class_names)
@@ -365,7 +383,7 @@ class Backbone:
 
     def _probe(self) -> Tensor:
         """Two pictures of noise, of the size that was last used or that the transform gives."""
-        shape = DEFAULT_INPUT
+        shape: tuple[int, ...] = DEFAULT_INPUT
         if self._cut is not None:
             shape = self._cut.recording.input_shape
         elif self.transform is not None:

@@ -41,7 +41,9 @@ def in_batches(fn: Callable[[Tensor], Tensor], rows: Tensor, batch_size: int) ->
                 raise
             batch_size //= 2
             warnings.warn(
-                f"out of memory: going on with batches of {batch_size}", RuntimeWarning, stacklevel=2
+                f"out of memory: going on with batches of {batch_size}",
+                RuntimeWarning,
+                stacklevel=2,
             )
             continue
         start += batch_size

@@ -89,6 +89,7 @@ class ZeroShotClassifier(nn.Module):
 
     def __init__(self, visual: nn.Module, text: Tensor, scale: float) -> None:
         super().__init__()
+        self.text: Tensor
         self.visual = visual
         self.register_buffer("text", text)
         self.scale = scale

@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = _show_warning
+            warnings.showwarning = _show_warning  # type: ignore[assignment]
             options.run(options)
     except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"conceptlens: error: {error}", file=sys.stderr)
@@ -104,9 +104,7 @@ def _command(
 def _model_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("model", metavar="MODEL", help="see below")
     command.add_argument("--layer", help="where to cut; default: the last layer with positions")
-    command.add_argument(
-        "--classes", help="names of the classes: a file with one a line, or a,b,c"
-    )
+    command.add_argument("--classes", help="names of the classes: a file with one a line, or a,b,c")
     command.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: where the model is")
     command.add_argument("--batch-size", type=int, default=64, help="pictures at once (64)")
 
@@ -116,9 +114,7 @@ def _backbone(options: argparse.Namespace) -> Any:
     if classes is not None:
         is_file = Path(classes).is_file()
         classes = Path(classes).read_text().splitlines() if is_file else classes.split(",")
-    return load_backbone(
-        options.model, options.layer, classes=classes, device=options.device
-    )
+    return load_backbone(options.model, options.layer, classes=classes, device=options.device)
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -172,5 +168,3 @@ def _cache(options: argparse.Namespace) -> None:
 
 def _layers(options: argparse.Namespace) -> None:
     print(_backbone(options).layers())
-
-

@@ -149,23 +149,27 @@ class CRAFT:
             model=cm,
         )
 
-    def _select(self, images: Any, target: int | str | None, predicted_only: bool) -> _ClassPictures:
+    def _select(
+        self, images: Any, target: int | str | None, predicted_only: bool
+    ) -> _ClassPictures:
         """Run all pictures through the network once and keep those of the class."""
         bb = self.backbone
         index = None if target is None else bb.class_index(target)
         source = images if isinstance(images, Pictures) else Pictures(images, bb.transform)
-        kept: list[tuple[list[int], Tensor, Tensor, Tensor]] = []
-        for indices, x in source.batches(self.batch_size):
-            activations = in_batches(bb.activations, x, self.batch_size)
-            kept.append((indices, x, activations, in_batches(bb.head, activations, self.batch_size)))
-        x, activations, logits = (torch.cat([part[i] for part in kept]) for i in (1, 2, 3))
-        names = [source.names[i] for part in kept for i in part[0]]
+        names: list[str] = []
+        parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        for indices, batch in source.batches(self.batch_size):
+            names += [source.names[i] for i in indices]
+            a = in_batches(bb.activations, batch, self.batch_size)
+            parts.append((batch, a, in_batches(bb.head, a, self.batch_size)))
+        x, activations, logits = map(torch.cat, zip(*parts, strict=True))
         predicted = logits.argmax(1)
+        n_classes = logits.shape[1]
         if index is None:
             index = int(predicted.mode().values)
-        elif index >= logits.shape[1]:
-            raise ValueError(f"class {index} does not exist: the model has {logits.shape[1]} classes")
-        mine = (predicted == index) if predicted_only else torch.ones_like(predicted, dtype=torch.bool)
+        elif index >= n_classes:
+            raise ValueError(f"class {index} does not exist: the model has {n_classes} classes")
+        mine = predicted == index if predicted_only else torch.ones_like(predicted).bool()
         if not mine.any():
             raise ValueError(
                 f"none of the {len(names)} pictures is given to class {self._name(index)!r} by the "
@@ -183,9 +187,7 @@ class CRAFT:
             n_given=len(names),
         )
 
-    def _extract(
-        self, pictures: _ClassPictures
-    ) -> tuple[Tensor, Tensor, Tensor, Extractor, float]:
+    def _extract(self, pictures: _ClassPictures) -> tuple[Tensor, Tensor, Tensor, Extractor, float]:
         """Fit the dictionary on the crops; return codes, boxes, owners, dictionary and error."""
         patches, boxes, owners = crops(pictures.x, self.patch_size)
         size = pictures.x.shape[-2:]
@@ -196,8 +198,8 @@ class CRAFT:
         if extractor.requires_nonnegative and rows.min() < 0:
             raise ValueError(self._sign_error(float(rows.min())))
         codes = extractor.fit_transform(rows)
-        error = (rows - extractor.inverse_transform(codes)).norm() / rows.norm()
-        return codes, boxes, owners, extractor, float(error)
+        error = _relative_error(rows, extractor.inverse_transform(codes))
+        return codes, boxes, owners, extractor, error
 
     def _pooled(self, patches: Tensor, size: torch.Size) -> Tensor:
         """The activations of crops resized to the network's input, averaged over the grid."""
@@ -227,10 +229,10 @@ class CRAFT:
             rebuilt = in_batches(cm.classify, codes, self.batch_size)
         true = pictures.logits
         a = pictures.activations.flatten(0, 1)
-        error = (a - cm.extractor.inverse_transform(codes.flatten(0, 1))).norm() / a.norm()
+        error = _relative_error(a, cm.extractor.inverse_transform(codes.flatten(0, 1)))
         difference = (rebuilt - true)[:, pictures.target].abs().mean()
         return {
-            "picture reconstruction error": float(error),
+            "picture reconstruction error": error,
             "prediction agreement": float((rebuilt.argmax(1) == true.argmax(1)).float().mean()),
             "mean logit difference": float(difference),
         }
@@ -281,8 +283,14 @@ def _best_crops(codes: Tensor, boxes: Tensor, owners: Tensor, n: int = 10) -> li
     ]
 
 
+def _relative_error(a: Tensor, rebuilt: Tensor) -> float:
+    """‖a − rebuilt‖ / ‖a‖, in float64: in float32 sums of many squares lose digits."""
+    return float((a - rebuilt).norm(dtype=torch.float64) / a.norm(dtype=torch.float64))
+
+
 def _overlap(a: Tensor, b: Tensor) -> float:
     """Intersection over union of two boxes (left, top, right, bottom)."""
-    width, height = (torch.minimum(a[2:], b[2:]) - torch.maximum(a[:2], b[:2])).clamp(min=0).tolist()
-    areas = [float((c[2] - c[0]) * (c[3] - c[1])) for c in (a, b)]
-    return width * height / (sum(areas) - width * height)
+    inner = (torch.minimum(a[2:], b[2:]) - torch.maximum(a[:2], b[:2])).clamp(min=0)
+    common = float(inner.prod())
+    areas = [float((c[2:] - c[:2]).prod()) for c in (a, b)]
+    return common / (sum(areas) - common)

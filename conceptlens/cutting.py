@@ -209,9 +209,10 @@ def _graph_after(graph: fx.Graph, cut: fx.Node) -> fx.Graph:
 
 def forward_head(model: nn.Module, layer: str, recording: Recording) -> Head:
     """Take timm's ``forward_head``, right where `layer` is the end of ``forward_features``."""
-    if not callable(getattr(model, "forward_head", None)):
+    rest: Any = getattr(model, "forward_head", None)
+    if not callable(rest):
         raise CannotBuildError("the model has no forward_head")
-    return lambda activations: model.forward_head(replace_tensor(recording.output, activations))
+    return lambda activations: rest(replace_tensor(recording.output, activations))
 
 
 def substitution_head(model: nn.Module, layer: str, recording: Recording) -> Head:

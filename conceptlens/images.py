@@ -127,8 +127,10 @@ class Pictures(Dataset[Tensor]):
 
         Raises
         ------
+        UnreadableImageError
+            If no picture from `start` to `stop` can be read.
         ValueError
-            If no picture from `start` to `stop` can be read, or if their sizes differ.
+            If their sizes differ.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -144,7 +146,7 @@ class Pictures(Dataset[Tensor]):
             if good:
                 yield [i for i, _ in good], self._stack(good)
         if len(bad) == stop - start > 0:
-            raise ValueError(f"none of the {len(bad)} pictures can be read; the first: {bad[0]}")
+            raise UnreadableImageError(f"none of {len(bad)} pictures can be read; first: {bad[0]}")
         if bad:
             warnings.warn(f"{len(bad)} pictures left out: {'; '.join(bad)}", stacklevel=2)
 
@@ -231,9 +233,7 @@ def denormalise(x: Tensor, transform: Transform | None) -> Tensor:
     return (x.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-def crops(
-    x: Tensor, patch_size: int, stride: int | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+def crops(x: Tensor, patch_size: int, stride: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Cut square patches on a regular grid that reaches every border.
 
     Parameters
@@ -265,9 +265,10 @@ def crops(
         for left in _starts(width, patch_size, stride)
     ]
     patches = torch.stack(
-        [x[:, :, t : t + patch_size, l : l + patch_size] for l, t in corners], dim=1
+        [x[:, :, top : top + patch_size, left : left + patch_size] for left, top in corners],
+        dim=1,
     )
-    boxes = torch.tensor([[l, t, l + patch_size, t + patch_size] for l, t in corners])
+    boxes = torch.tensor([[x0, y0, x0 + patch_size, y0 + patch_size] for x0, y0 in corners])
     owners = torch.arange(len(x)).repeat_interleave(len(corners))
     return patches.flatten(0, 1), boxes.repeat(len(x), 1), owners
 

@@ -20,8 +20,7 @@ MODEL is one of
                                WEIGHTS may be a local file
   efficientnet-lite0           the demo's network, from the packages of conceptlens[demo]
   path/to/file.py:FUNCTION     FUNCTION() returns a torch.nn.Module or a conceptlens.Backbone
-  path/to/file.pt2             a torch.export program
-  path/to/file.pt              a TorchScript module"""
+  path/to/file.pt2             a torch.export program with a dynamic batch size"""
 
 
 def load_backbone(
@@ -51,29 +50,26 @@ def load_backbone(
     """
     kind, _, name = model.partition(":")
     if kind == "torchvision":
-        bb = Backbone.from_torchvision(name, layer)
+        bb = Backbone.from_torchvision(name)
     elif kind == "timm":
-        bb = Backbone.from_timm(name, layer)
+        bb = Backbone.from_timm(name)
     elif kind == "open_clip":
         if not classes:
             raise ValueError("an open_clip model is a zero-shot classifier: name its --classes")
         architecture, _, weights = name.partition("/")
-        bb = Backbone.from_open_clip(architecture, weights or None, layer, classes=classes)
+        bb = Backbone.from_open_clip(architecture, weights or None, classes=classes)
     elif model == "efficientnet-lite0":
         from .demo import demo_backbone
 
-        bb = demo_backbone(layer or "_swish")
+        bb = demo_backbone()
     else:
-        bb = _from_file(model, layer)
-    names = bb.class_names if classes is None else classes
-    return Backbone(
-        bb.model, bb._layer, bb.transform, names, device, output=bb.output, autocast=bb.autocast
-    )
+        bb = _from_file(model)
+    return bb.replace(layer=layer, class_names=classes, device=device)
 
 
-def _from_file(model: str, layer: str | None) -> Backbone:
-    path, _, function = model.partition(".py:")
-    path = Path(path + ".py" if function else model)
+def _from_file(model: str) -> Backbone:
+    stem, _, function = model.partition(".py:")
+    path = Path(stem + ".py" if function else model)
     if not path.is_file():
         raise ValueError(f"no model {model!r}: there is no file {str(path)!r}.\n{FORMS}")
     if function:
@@ -81,14 +77,17 @@ def _from_file(model: str, layer: str | None) -> Backbone:
     elif path.suffix == ".pt2":
         made = torch.export.unflatten(torch.export.load(path))
     else:
-        made = torch.jit.load(path, map_location="cpu").eval()
+        raise ValueError(
+            f"{str(path)!r} is neither a Python file nor a torch.export program (.pt2). "
+            "TorchScript files hide their layers: write the model with torch.export.save"
+        )
     if isinstance(made, Backbone):
-        return made if layer is None else Backbone(made.model, layer, made.transform)
+        return made
     if not isinstance(made, nn.Module):
         raise ValueError(f"{model} gave a {type(made).__name__}, not a torch.nn.Module or Backbone")
     from torchvision.models import ResNet18_Weights
 
-    return Backbone(made, layer, ResNet18_Weights.DEFAULT.transforms())
+    return Backbone(made, transform=ResNet18_Weights.DEFAULT.transforms())
 
 
 def _call(path: Path, function: str) -> Any:

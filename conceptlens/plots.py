@@ -126,7 +126,7 @@ def summary(explanation: Explanation, n_concepts: int = 5, n_crops: int = 6) -> 
     shown = explanation.concepts[:n_concepts]
     figure = Figure(figsize=(11, 1.05 * max(len(shown), 3) + 0.6), layout="constrained")
     figure.suptitle(f"How the network recognises “{explanation.target}”")
-    left, right = figure.subfigures(1, 2, width_ratios=[1, 1.6])
+    left, right = np.asarray(figure.subfigures(1, 2, width_ratios=[1, 1.6]))
     ax = explanation.importance.plot(left.subplots())
     for rank, patch in enumerate(ax.patches):
         patch.set_facecolor(colour(rank))

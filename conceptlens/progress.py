@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import TypeVar
-
-T = TypeVar("T")
+from typing import Any
 
 
-def track(
-    items: Iterable[T], description: str, *, total: int | None = None, unit: str = "it"
-) -> Iterator[T]:
-    """Iterate over `items`, showing a bar once the work has lasted a second.
+def bar(description: str, total: int, unit: str) -> Any:
+    """Return a bar to be advanced by ``update``, inside ``with``.
 
-    The bar is tqdm's, in terminals and notebooks alike; ``TQDM_DISABLE=1`` silences it.
+    It is tqdm's, in terminals and notebooks alike, and shows once the work has lasted a second;
+    ``TQDM_DISABLE=1`` silences it.
     """
-    from tqdm.auto import tqdm
-
-    yield from tqdm(items, desc=description, total=total, unit=unit, delay=1.0, leave=False)
-
-
-def bar(description: str, total: int, unit: str):
-    """Return a tqdm bar to be advanced by hand with ``update`` and closed with ``with``."""
     from tqdm.auto import tqdm
 
     return tqdm(desc=description, total=total, unit=unit, delay=1.0, leave=False)

@@ -104,7 +104,7 @@ def survey(
     layers = []
     for name, call in calls.items():
         shape, nonnegative = call.output
-        layout = Layout.infer(shape[1:], tuple(x.shape[-2:]), n_prefix) if shape else None
+        layout = Layout.infer(shape[1:], (x.shape[-2], x.shape[-1]), n_prefix) if shape else None
         layers.append(
             LayerInfo(
                 name=name,

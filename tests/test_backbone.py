@@ -1,4 +1,4 @@
-"""Backbone: the cut gives the model's own logits, the head runs no trunk, nothing is left behind."""
+"""Backbone: the cut gives the model's own logits and leaves nothing behind."""
 
 import copy
 

@@ -9,7 +9,7 @@ from PIL import Image
 from conceptlens import ActivationStore, Explanation
 from conceptlens.cli import main
 
-NETWORK = '''
+NETWORK = """
 import torch
 from torch import nn
 from conceptlens import Backbone
@@ -32,7 +32,7 @@ def nan():
 
 def number():
     return 3
-'''
+"""
 
 
 @pytest.fixture
@@ -58,7 +58,10 @@ def run(files, command, capsys):
 
 
 def test_explain_writes_a_report_and_an_explanation(files, capsys):
-    command = "explain {d}/net.py:with_names {d}/photos --layer 1 --concepts 4 --patch-size 32 --out {d}/out"
+    command = (
+        "explain {d}/net.py:with_names {d}/photos --layer 1 --concepts 4 --patch-size 32 "
+        "--out {d}/out"
+    )
     status, out, err = run(files, command, capsys)
     assert status == 0, err
     assert out.splitlines()[-1] == str(files / "out" / "report.html")
@@ -103,7 +106,10 @@ def test_exported_program(files, capsys):
         ("explain {d}/net.py:with_names {d}/nowhere --out {d}/o", "nowhere"),
         ("explain {d}/net.py:with_names {d}/photos --layer 11 --out {d}/o", "no layer '11'"),
         ("explain {d}/net.py:with_names {d}/photos --target bidr --out {d}/o", "'bird'"),
-        ("explain {d}/net.py:with_names {d}/photos --layer 0 --out {d}/o", "layer '0' hold negative"),
+        (
+            "explain {d}/net.py:with_names {d}/photos --layer 0 --out {d}/o",
+            "layer '0' hold negative",
+        ),
         ("explain {d}/net.py:nan {d}/photos --out {d}/o", "NaN"),
         ("explain {d}/net.py:with_names {d}/photos --layer 1 --concepts 13 --out {d}/o", "13"),
         ("explain {d}/net.py:number {d}/photos --out {d}/o", "gave a int"),
@@ -114,7 +120,7 @@ def test_exported_program(files, capsys):
     ],
 )
 def test_bad_input_is_one_clear_line_and_status_2(files, capsys, command, words):
-    status, out, err = run(files, command, capsys)
+    status, _, err = run(files, command, capsys)
     errors = [line for line in err.splitlines() if line.startswith("conceptlens: error:")]
     assert status == 2
     assert len(errors) == 1

@@ -84,16 +84,14 @@ def sobol(
         method = f"Sobol {order}, exact (affine head)"
     else:
         a, b = _design(n_designs, k, seed)
-        scores = _evaluate(score, a, b)
-        per_image = _estimate(*scores, order)
-        stderr = _bootstrap(
-            lambda pictures, points: _estimate(
-                *(s[pictures][..., points] for s in scores), order
-            ).mean(0),
-            n,
-            n_designs,
-            generator,
-        )
+        f_a, f_b, f_ab = _evaluate(score, a, b)
+        per_image = _estimate(f_a, f_b, f_ab, order)
+
+        def resampled(pictures: Tensor, points: Tensor) -> Tensor:
+            parts = [f[pictures][..., points] for f in (f_a, f_b, f_ab)]
+            return _estimate(parts[0], parts[1], parts[2], order).mean(0)
+
+        stderr = _bootstrap(resampled, n, n_designs, generator)
         method = f"Sobol {order}, N = {n_designs}"
     constant = int((per_image == 0).all(1).sum())
     if constant:
@@ -169,11 +167,13 @@ def _evaluate(
 
 def _estimate(f_a: Tensor, f_b: Tensor, f_ab: Tensor, order: str) -> Tensor:
     """Indices ``(n, k)``; 0 where the score is constant."""
-    variance = torch.cat([f_a, f_b], 2).var(2, correction=0)
+    both = torch.cat([f_a, f_b], 2)
+    variance = both.var(2, correction=0)
     if order == "total":
         part = ((f_a - f_ab) ** 2).mean(2) / 2
     else:
-        part = (f_b * (f_ab - f_a)).mean(2)
+        # Centring changes nothing in expectation and lowers the estimator's variance.
+        part = ((f_b - both.mean(2, keepdim=True)) * (f_ab - f_a)).mean(2)
     return torch.where(variance > 0, part / variance.clamp(min=1e-300), 0.0)
 
 

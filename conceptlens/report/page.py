@@ -65,7 +65,7 @@ def _lead(explanation: Explanation) -> str:
     plural = "concept carries" if needed == 1 else "concepts carry"
     return (
         f"In {len(explanation.pictures)} pictures the network says “{explanation.target}” most of "
-        f"all because of {first.name}, with importance {first.importance:.2f} ± {first.stderr:.2f}. "
+        f"all because of {first.name}: importance {first.importance:.2f} ± {first.stderr:.2f}. "
         f"{needed} of {len(explanation.concepts)} {plural} 80 % of the importance."
     )
 

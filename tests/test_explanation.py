@@ -1,0 +1,118 @@
+"""Explanation: saved whole, loaded equal, shown as figures and as a page that is safe."""
+
+import json
+import re
+
+import pytest
+import torch
+
+from conceptlens import Concept, Crop, Explanation, Importance
+from conceptlens.plots import concept_gallery, importance_bars, overlay, overlays
+
+HOSTILE = "<script>alert('x')</script>"
+
+
+@pytest.fixture
+def explanation():
+    generator = torch.Generator().manual_seed(0)
+    values = torch.tensor([0.1, 0.6, 0.3])
+    importance = Importance(
+        values=values,
+        stderr=values / 10,
+        per_image=torch.rand(4, 3, generator=generator),
+        method="Sobol total, N = 32",
+        target=HOSTILE,
+        concept_names=["fur", HOSTILE, "eye"],
+    )
+    concepts = [
+        Concept(i, importance.concept_names[i], float(values[i]), float(values[i]) / 10,
+                [Crop(j, (8, 4, 24, 20), 1.5 - j / 10) for j in range(4)])
+        for i in importance.order
+    ]  # fmt: skip
+    return Explanation(
+        target=HOSTILE,
+        importance=importance,
+        concepts=concepts,
+        pictures=torch.randint(0, 256, (4, 3, 32, 48), generator=generator, dtype=torch.uint8),
+        picture_names=["a.png", "../b.png", HOSTILE, "d.png"],
+        concept_maps=torch.rand(4, 3, 4, 6, generator=generator),
+        components=torch.rand(3, 10, generator=generator),
+        scores=torch.tensor([0.9, 0.8, 0.7, 0.6]),
+        metrics={"prediction agreement": 1.0},
+        provenance={"seed": 0, "layer": HOSTILE},
+    )
+
+
+def test_loaded_is_what_was_saved(explanation, tmp_path):
+    explanation.save(tmp_path / "out")
+    (tmp_path / "out" / "notes.txt").write_text("kept")
+    explanation.save(tmp_path / "out")
+    loaded = Explanation.load(tmp_path / "out")
+    for name in ("target", "concepts", "picture_names", "metrics", "provenance"):
+        assert getattr(loaded, name) == getattr(explanation, name)
+    for name in ("pictures", "concept_maps", "components", "scores"):
+        assert torch.equal(getattr(loaded, name), getattr(explanation, name))
+    assert torch.equal(loaded.importance.per_image, explanation.importance.per_image)
+    assert repr(loaded) == repr(explanation)
+    assert (tmp_path / "out" / "notes.txt").exists()
+    with pytest.raises(ValueError, match="model="):
+        loaded.maps(torch.rand(1, 3, 32, 48))
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("explanation.json", lambda b: b[: len(b) // 2]),
+        ("explanation.json", lambda b: b"[]"),
+        ("explanation.json", lambda b: b.replace(b'"format": 1', b'"format": 9')),
+        ("explanation.json", lambda b: json.dumps({**json.loads(b), "concepts": [3]}).encode()),
+        ("explanation.json", None),
+        ("tensors.safetensors", lambda b: b[: len(b) // 2]),
+        ("tensors.safetensors", None),
+        ("pictures/00002.png", lambda b: b[:50]),
+        ("pictures/00002.png", None),
+    ],
+)
+def test_damage_is_named(explanation, tmp_path, file, change):
+    explanation.save(tmp_path)
+    path = tmp_path / file
+    if change is None:
+        path.unlink()
+    else:
+        path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(ValueError, match=path.name):
+        Explanation.load(tmp_path)
+
+
+def test_report_is_one_safe_file(explanation, tmp_path):
+    text = explanation.to_html(tmp_path / "deep" / "report.html").read_text()
+    assert "<script" not in text
+    assert "&lt;script&gt;" in text
+    assert not re.search(r"(src|href)=\"(?!data:|#)", text)
+    assert text.count("<img") == len(re.findall(r'<img [^>]*alt="[^"]+"', text))
+    assert "0.600&nbsp;±&nbsp;0.060" in text
+    assert "<script" not in explanation._repr_html_()
+
+
+def test_figures(explanation, tmp_path):
+    for i, figure in enumerate(
+        [explanation.plot(), concept_gallery(explanation), overlays(explanation),
+         importance_bars(explanation)]
+    ):  # fmt: skip
+        figure.savefig(tmp_path / f"{i}.png")
+        assert (tmp_path / f"{i}.png").stat().st_size > 5000
+
+
+def test_overlay_paints_where_the_map_is_strong():
+    picture = torch.full((3, 8, 8), 128, dtype=torch.uint8)
+    maps = torch.zeros(2, 8, 8)
+    maps[0, :4], maps[1, 4:, 4:] = 1.0, 1.0
+    painted = overlay(picture, maps, ["#ff0000", "#0000ff"])
+    assert (painted[0, :4] > 200).all()
+    assert (painted[2, 4:, 4:] > 200).all()
+    assert (painted[:, 4:, :4] == 128).all()
+
+
+def test_pixels_of_a_crop(explanation):
+    crop = explanation.concepts[0].crops[2]
+    assert torch.equal(explanation.pixels(crop), explanation.pictures[2, :, 4:20, 8:24])

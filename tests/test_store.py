@@ -1,0 +1,196 @@
+"""ActivationStore: whole or absent, equal to the last bit when resumed, refused when stale."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from conceptlens import ActivationStore, Backbone, StoreError
+
+SMALL = 2 * 8 * 64 * 6 * 4  # two batches of eight pictures a shard
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 2, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 2)
+    )
+
+
+def pictures(n=50):
+    return torch.rand(n, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+def build(path, **changes):
+    arguments = {"images": pictures(), "batch_size": 8, "shard_bytes": SMALL} | changes
+    bb = arguments.pop("bb", None) or Backbone(network(), "1")
+    return ActivationStore.build(bb, path=path, **arguments)
+
+
+def content(path):
+    return {f.name: f.read_bytes() for f in sorted(Path(path).iterdir()) if f.name != ".lock"}
+
+
+def test_rows_are_the_backbones_activations(tmp_path):
+    store = build(tmp_path)
+    expected = Backbone(network(), "1").activations(pictures())
+    assert store.shape == (50, 64, 6)
+    assert len(store._shards) == 4
+    torch.testing.assert_close(store[:], expected)
+    for index in (slice(3, 10), slice(14, 35), slice(-5, None), slice(0, 50, 7), slice(9, 9)):
+        torch.testing.assert_close(store[index], expected[index])
+    torch.testing.assert_close(store[-1], expected[-1])
+    with pytest.raises(IndexError, match="50"):
+        store[50]
+    assert "50 pictures × 64 positions × 6 channels" in repr(store)
+
+
+def test_vectors_are_all_rows_shuffled_by_the_seed(tmp_path):
+    store = build(tmp_path)
+    plain = torch.cat(list(store.vectors(100, shuffle=False)))
+    torch.testing.assert_close(plain, store[:].flatten(0, 1))
+    batches = list(store.vectors(100, seed=3))
+    mixed = torch.cat(batches)
+    assert {len(b) for b in batches[:-1]} == {100}
+    assert not torch.equal(mixed, plain)
+    assert torch.equal(mixed, torch.cat(list(store.vectors(100, seed=3))))
+    assert torch.equal(mixed.sum(1).sort().values, plain.sum(1).sort().values)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(tmp_path, dtype):
+    store = build(tmp_path, dtype=dtype)
+    assert store[:2].dtype == dtype
+    expected = Backbone(network(), "1").activations(pictures())
+    torch.testing.assert_close(store[:].float(), expected, rtol=0.01, atol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"bb": Backbone(network(1), "1")}, "weights and layer changed"),
+        ({"bb": Backbone(network(), "1", lambda p: torch.ones(3, 16, 16))}, "transform changed"),
+        ({"images": pictures() + 0.01}, "pictures changed"),
+        ({"dtype": torch.float16}, "dtype changed"),
+        ({"batch_size": 16}, "batch size changed"),
+    ],
+)
+@pytest.mark.parametrize("sealed", [True, False])
+def test_other_content_is_refused_and_named(tmp_path, changes, words, sealed):
+    build(tmp_path)
+    if not sealed:
+        (tmp_path / "manifest.json").unlink()
+    before = content(tmp_path)
+    with pytest.raises(StoreError, match=words):
+        build(tmp_path, **changes)
+    assert content(tmp_path) == before
+
+
+def test_sealed_store_is_opened_without_the_network(tmp_path):
+    build(tmp_path)
+    bb = Backbone(network(), "1")
+    bb.activations = None  # calling it would fail
+    assert len(build(tmp_path, bb=bb)) == 50
+
+
+KILLED = textwrap.dedent(
+    """
+    import sys, time
+    sys.path.insert(0, {tests!r})
+    from test_store import Backbone, build, network
+    bb = Backbone(network(), "1")
+    run = bb.activations
+    bb.activations = lambda x: (time.sleep(0.05), run(x))[1]
+    print("ready", flush=True)
+    build({path!r}, bb=bb)
+    """
+)
+
+
+def test_killed_at_ten_moments_and_resumed_is_equal_to_the_last_bit(tmp_path):
+    build(tmp_path / "whole")
+    whole = content(tmp_path / "whole")
+    path, clock, killed = tmp_path / "killed", random.Random(0), 0
+    for _ in range(10):
+        process = start(path)
+        time.sleep(clock.uniform(0.0, 0.5))
+        process.send_signal(signal.SIGKILL)
+        killed += process.wait() == -signal.SIGKILL
+        if not (path / "manifest.json").exists():
+            with pytest.raises(StoreError):
+                ActivationStore.open(path)
+    assert killed >= 5
+    build(path)
+    assert content(path) == whole
+
+
+def start(path):
+    code = KILLED.format(tests=str(Path(__file__).parent), path=str(path))
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    process.stdout.readline()
+    return process
+
+
+def test_two_processes_build_one_store(tmp_path):
+    first, second = start(tmp_path / "a"), start(tmp_path / "a")
+    assert (first.wait(60), second.wait(60)) == (0, 0)
+    build(tmp_path / "b")
+    assert content(tmp_path / "a") == content(tmp_path / "b")
+
+
+@pytest.mark.parametrize("damage", ["truncate", "remove", "flip", "swap"])
+def test_damage_is_found(tmp_path, damage):
+    store = build(tmp_path)
+    first, second = (tmp_path / shard.name for shard in store._shards[:2])
+    data = bytearray(first.read_bytes())
+    if damage == "truncate":
+        os.truncate(first, len(data) // 2)
+    elif damage == "remove":
+        first.unlink()
+    elif damage == "flip":
+        data[-1] ^= 1
+        first.write_bytes(data)
+    else:
+        first.write_bytes(second.read_bytes())
+        second.write_bytes(data)
+    with pytest.raises(StoreError, match=first.name):
+        ActivationStore.open(tmp_path).verify()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{", '{"format": 2}', '{"format": 1}',
+     '{"format": 1, "key": {"dtype": "float32"}, "names": ["a"], "row shape": [1, 1], "shards": '
+     '[{"name": "../a.safetensors", "rows": 1, "size": 1, "sha256": ""}]}'],
+)  # fmt: skip
+def test_foreign_manifest_is_refused(tmp_path, text):
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(StoreError, match=r"manifest\.json"):
+        ActivationStore.open(tmp_path)
+
+
+def test_absent_store(tmp_path):
+    with pytest.raises(StoreError, match="no store"):
+        ActivationStore.open(tmp_path)
+
+
+def test_activations_that_are_not_finite_are_not_sealed(tmp_path):
+    x = pictures()
+    x[20] = float("inf")
+    with pytest.raises(ValueError, match="picture 20"):
+        build(tmp_path, images=x)
+    assert not (tmp_path / "manifest.json").exists()
+
+
+def test_random_transform_is_refused(tmp_path):
+    bb = Backbone(network(), "1", lambda picture: torch.rand(3, 16, 16))
+    with pytest.raises(ValueError, match="random"):
+        build(tmp_path, bb=bb)
