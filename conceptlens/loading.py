@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from .backbone import Backbone
+from .torchscript import load_torchscript
 
 FORMS = """\
 MODEL is one of
@@ -20,7 +21,8 @@ MODEL is one of
                                WEIGHTS may be a local file
   efficientnet-lite0           the demo's network, from the packages of conceptlens[demo]
   path/to/file.py:FUNCTION     FUNCTION() returns a torch.nn.Module or a conceptlens.Backbone
-  path/to/file.pt2             a torch.export program with a dynamic batch size"""
+  path/to/file.pt2             a torch.export program with a dynamic batch size
+  path/to/file.pt              a traced TorchScript file; its layers are its operators"""
 
 
 def load_backbone(
@@ -77,10 +79,7 @@ def _from_file(model: str) -> Backbone:
     elif path.suffix == ".pt2":
         made = torch.export.unflatten(torch.export.load(path))
     else:
-        raise ValueError(
-            f"{str(path)!r} is neither a Python file nor a torch.export program (.pt2). "
-            "TorchScript files hide their layers: write the model with torch.export.save"
-        )
+        made = load_torchscript(path)
     if isinstance(made, Backbone):
         return made
     if not isinstance(made, nn.Module):

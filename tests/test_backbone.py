@@ -9,6 +9,7 @@ from torch import nn
 
 from conceptlens import Backbone, NotCuttableError
 from conceptlens.layout import Layout
+from conceptlens.torchscript import load_torchscript
 
 CUTS = {
     "resnet18": ["layer1", "layer3.0", "layer4"],
@@ -257,6 +258,16 @@ def test_exported_program_is_cut():
     bb = Backbone(torch.export.unflatten(program), "layer3")
     torch.testing.assert_close(bb(x), model(x).detach())
     assert bb.grid == (4, 4)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "densenet121"])
+def test_torchscript_is_cut_at_its_operators(name, tmp_path):
+    model, x = make(name), torch.randn(3, 3, 64, 64)
+    torch.jit.trace(model, x[:1]).save(tmp_path / "net.pt")
+    bb = Backbone(load_torchscript(tmp_path / "net.pt"))
+    torch.testing.assert_close(bb(x), model(x).detach(), rtol=0, atol=1e-4)
+    assert bb.layer.rstrip("0123456789") in ("relu_", "hardswish_")
+    assert bb.grid == (2, 2)
 
 
 def test_fingerprint_follows_content():

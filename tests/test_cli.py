@@ -35,6 +35,13 @@ def number():
 """
 
 
+class Branching(torch.nn.Module):
+    def forward(self, x):
+        if x.mean() > 0:
+            x = x.relu()
+        return x.mean((2, 3))
+
+
 @pytest.fixture
 def files(tmp_path):
     (tmp_path / "net.py").write_text(NETWORK)
@@ -44,6 +51,7 @@ def files(tmp_path):
     for i in range(12):
         pixels = torch.randint(0, 256, (16, 16, 3), generator=generator, dtype=torch.uint8)
         Image.fromarray(pixels.numpy()).resize((80, 64)).save(folder / f"{i:02d}.png")
+    torch.jit.script(Branching()).save(tmp_path / "scripted.pt")
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "a.jpg").write_bytes(b"not a picture")
@@ -86,16 +94,21 @@ def test_layers_lists_what_can_be_cut(files, capsys):
     assert re.search(r"^1 +ReLU +12×28×28 +≥ 0", out, re.MULTILINE)
 
 
-def test_exported_program(files, capsys):
+@pytest.mark.parametrize(("file", "layer"), [("net.pt2", "1"), ("net.pt", "relu_0")])
+def test_model_files(files, capsys, file, layer):
     scope = {}
     exec(NETWORK, scope)
-    batch = torch.export.Dim("batch", min=1, max=64)
-    x = torch.randn(2, 3, 224, 224)
-    program = torch.export.export(scope["net"](), (x,), dynamic_shapes=({0: batch},))
-    torch.export.save(program, files / "net.pt2")
-    command = "explain {d}/net.pt2 {d}/photos --layer 1 --concepts 2 --out {d}/out"
+    model, x = scope["net"](), torch.randn(2, 3, 224, 224)
+    if file == "net.pt":
+        torch.jit.trace(model, x).save(files / file)
+    else:
+        batch = torch.export.Dim("batch", min=1, max=64)
+        program = torch.export.export(model, (x,), dynamic_shapes=({0: batch},))
+        torch.export.save(program, files / file)
+    command = f"explain {{d}}/{file} {{d}}/photos --layer {layer} --concepts 2 --out {{d}}/out"
     status, _, err = run(files, command, capsys)
     assert status == 0, err
+    assert Explanation.load(files / "out").provenance["layer"] == layer
 
 
 @pytest.mark.parametrize(
@@ -114,6 +127,8 @@ def test_exported_program(files, capsys):
         ("explain {d}/net.py:with_names {d}/photos --layer 1 --concepts 13 --out {d}/o", "13"),
         ("explain {d}/net.py:number {d}/photos --out {d}/o", "gave a int"),
         ("explain {d}/net.py:other {d}/photos --out {d}/o", "no function 'other'"),
+        ("layers {d}/scripted.pt", "torch.export.save"),
+        ("layers {d}/net.py", "not a TorchScript file"),
         ("explain {d}/other.py:net {d}/photos --out {d}/o", "there is no file"),
         ("explain torchvision:resnet51 {d}/photos --out {d}/o", "'resnet50'"),
         ("layers open_clip:ViT-B-32/openai", "--classes"),
