@@ -7,6 +7,7 @@ import torch
 from sklearn.base import clone
 from sklearn.decomposition import NMF as ScikitNMF
 
+import conceptlens.extraction.nnls as nnls_module
 from conceptlens import NMF, SemiNMF
 from conceptlens.extraction.nmf import nndsvd
 from conceptlens.extraction.nnls import kkt_residual, nnls
@@ -97,6 +98,22 @@ def test_nnls_is_scipys(k, device):
     expected = np.stack([scipy.optimize.nnls(v.numpy().T, row)[0] for row in a.numpy()])
     np.testing.assert_allclose(u.numpy(), expected, rtol=0, atol=1e-8)
     assert kkt_residual(a, v, u) < 1e-8
+
+
+def test_nnls_of_rows_on_the_border_of_a_support_ends(device):
+    """Rows that lie exactly on faces of the cone leave only rounding to decide their support."""
+    v = torch.rand(6, 60, generator=torch.Generator().manual_seed(0))
+    u = torch.rand(500, 6, generator=torch.Generator().manual_seed(1)).sub(0.6).clamp(min=0)
+    codes = nnls((u @ v).to(device), v.to(device)).cpu()
+    torch.testing.assert_close(codes, u, rtol=0, atol=1e-4)
+
+
+def test_rows_that_exchanges_do_not_settle_go_to_scipy(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    v, a = torch.rand(8, 20, generator=generator), torch.rand(30, 20, generator=generator)
+    expected = nnls(a, v)
+    monkeypatch.setattr(nnls_module, "MAX_EXCHANGES", 0)
+    torch.testing.assert_close(nnls(a, v), expected, rtol=0, atol=1e-5)
 
 
 def test_nnls_with_repeated_and_empty_atoms():

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import scipy.optimize
 import torch
 from torch import Tensor
 
 # Rows solved at once: their k × k systems take chunk · k² numbers.
 CHUNK_NUMBERS = 2**24
+# Real codes need about ten exchanges; where rounding makes a row cycle, SciPy takes it over.
+MAX_EXCHANGES = 200
 
 
 def nnls(a: Tensor, v: Tensor) -> Tensor:
@@ -35,7 +38,8 @@ def nnls(a: Tensor, v: Tensor) -> Tensor:
 def nnls_from_grams(gram: Tensor, b: Tensor) -> Tensor:
     """Solve the same problem from ``gram = v vᵀ (k, k)`` and ``b = a vᵀ (n, k)``."""
     k = len(gram)
-    gram, right = gram.double(), b.double()
+    # A product in float32 is not symmetric to the last bit, and exchanges then cycle.
+    gram, right = (gram.double() + gram.T.double()) / 2, b.double()
     # A dictionary with repeated rows has many solutions; the ridge picks one.
     scale = gram.diagonal().max().clamp(min=torch.finfo(torch.float64).tiny)
     gram = gram + 1e-12 * scale * torch.eye(k, dtype=gram.dtype, device=gram.device)
@@ -54,7 +58,7 @@ def _pivot(gram: Tensor, b: Tensor, scale: Tensor) -> Tensor:
     active = torch.arange(n, device=b.device)
     tolerance = 1e-10 * b.abs().amax(1).clamp(min=torch.finfo(b.dtype).tiny)
     last = torch.arange(k, device=b.device)
-    while len(active):
+    for _ in range(MAX_EXCHANGES):
         mask = passive[active]
         u[active] = _solve_on(gram, b[active], mask)
         gradient = u[active] @ gram - b[active]
@@ -67,13 +71,25 @@ def _pivot(gram: Tensor, b: Tensor, scale: Tensor) -> Tensor:
         better = count < best[active]
         best[active] = torch.minimum(best[active], count)
         patience[active] = torch.where(better, 3, patience[active] - 1)
-        # Murty's rule, exchanging only the last offending index, always ends.
+        # Murty's rule, exchanging only the last offending index, ends in exact arithmetic.
         single = torch.zeros_like(offends)
         single.scatter_(1, (offends * (last + 1)).argmax(1, keepdim=True), True)
         exchange = torch.where((patience[active] >= 0)[:, None], offends, single & offends)
         passive[active] = mask ^ exchange
         active = active[count > 0]
+        if not len(active):
+            break
+    u[active] = _active_set(gram, b[active])
     return u.clamp(min=0)
+
+
+def _active_set(gram: Tensor, b: Tensor) -> Tensor:
+    """Solve row by row with SciPy's Lawson-Hanson, as least squares in a Cholesky factor."""
+    factor = torch.linalg.cholesky(gram)
+    targets = torch.linalg.solve_triangular(factor, b.T, upper=False).T.cpu().numpy()
+    design = factor.T.cpu().numpy()
+    rows = [torch.as_tensor(scipy.optimize.nnls(design, target)[0]) for target in targets]
+    return torch.stack(rows).to(b) if rows else torch.zeros_like(b)
 
 
 def _solve_on(gram: Tensor, b: Tensor, mask: Tensor) -> Tensor:
