@@ -74,7 +74,7 @@ class CRAFT:
         *,
         extractor: Extractor | None = None,
         n_designs: int = 64,
-        batch_size: int = 64,
+        batch_size: int = 32,
         seed: int = 0,
     ) -> None:
         self.backbone = backbone
