@@ -12,9 +12,8 @@ from typing import Any
 import torch
 
 from ._version import __version__
+from .extraction import EXTRACTORS
 from .loading import FORMS, load_backbone
-
-EXTRACTORS = ("nmf", "semi-nmf")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -127,15 +126,12 @@ def _demo(options: argparse.Namespace) -> None:
 
 def _explain(options: argparse.Namespace) -> None:
     from .craft import CRAFT
-    from .extraction.nmf import NMF
-    from .extraction.semi_nmf import SemiNMF
 
-    extractor = {"nmf": NMF, "semi-nmf": SemiNMF}[options.extractor]
     craft = CRAFT(
         _backbone(options),
         options.concepts,
         options.patch_size,
-        extractor=extractor(options.concepts, random_state=options.seed),
+        extractor=EXTRACTORS[options.extractor](options.concepts, options.seed),
         batch_size=options.batch_size,
         seed=options.seed,
     )
