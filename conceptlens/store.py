@@ -162,29 +162,34 @@ class ActivationStore:
         start, stop, step = index.indices(len(self))
         if step < 0:
             raise ValueError("a store is read forwards: take a slice with a positive step")
-        parts = [
-            self._read(i, max(start, low) - low, min(stop, high) - low)
-            for i, (low, high) in enumerate(zip(self._starts, self._starts[1:], strict=False))
-            if low < stop and start < high
-        ]
+        parts = [self._read(*piece) for piece in self._pieces(start, stop)]
         rows = torch.cat(parts) if parts else torch.empty(0, *self.shape[1:], dtype=self.dtype)
         return rows[::step]
 
-    def vectors(self, batch_size: int, shuffle: bool = True, seed: int = 0) -> Iterator[Tensor]:
+    def vectors(
+        self,
+        batch_size: int,
+        shuffle: bool = True,
+        seed: int = 0,
+        pictures: range | None = None,
+    ) -> Iterator[Tensor]:
         """Iterate once over all n·P vectors in batches ``(batch_size, C)``, the last smaller.
 
         Shards are read in order, a shuffled one if `shuffle`, and the vectors of a few of them are
-        mixed at a time, so that memory is bounded and reading sequential.
+        mixed at a time, so that memory is bounded and reading sequential. Consecutive `pictures`
+        restrict it to theirs.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         generator = torch.Generator().manual_seed(seed)
-        numbers = range(len(self._shards))
+        some = pictures or range(len(self))
+        pieces = self._pieces(some.start, some.stop)
+        numbers = range(len(pieces))
         order = torch.randperm(len(numbers), generator=generator).tolist() if shuffle else numbers
         group = SHUFFLED_SHARDS if shuffle else 1
         rest = torch.empty(0, self.shape[2], dtype=self.dtype)
         for i in range(0, len(numbers), group):
-            parts = [self._read(j).flatten(0, 1) for j in order[i : i + group]]
+            parts = [self._read(*pieces[j]).flatten(0, 1) for j in order[i : i + group]]
             pool = torch.cat([rest, *parts])
             if shuffle:
                 pool = pool[torch.randperm(len(pool), generator=generator)]
@@ -206,7 +211,15 @@ class ActivationStore:
             if _sha256(self.path / shard.name) != shard.sha256:
                 raise StoreError(f"{self.path / shard.name} is damaged: its checksum differs")
 
-    def _read(self, i: int, start: int = 0, stop: int | None = None) -> Tensor:
+    def _pieces(self, start: int, stop: int) -> list[tuple[int, int, int]]:
+        """Where pictures from `start` to `stop` lie: (shard, first row, last row + 1) of each."""
+        return [
+            (i, max(start, low) - low, min(stop, high) - low)
+            for i, (low, high) in enumerate(zip(self._starts, self._starts[1:], strict=False))
+            if low < stop and start < high
+        ]
+
+    def _read(self, i: int, start: int, stop: int) -> Tensor:
         path = self.path / self._shards[i].name
         try:
             with safe_open(path, "pt") as file:

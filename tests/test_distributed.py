@@ -1,0 +1,129 @@
+"""Sharing work between processes: two that torch starts, one that dies, one alone."""
+
+import os
+import signal
+import socket
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from conceptlens import distributed
+from conceptlens.distributed import PeerLostError, StoreShare
+
+
+def start(number, port, work, queue):
+    os.environ |= {
+        "RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+    }  # fmt: skip
+    torch.set_num_threads(1)
+    try:
+        with distributed.together(timeout=20):
+            queue.put((number, work()))
+    except Exception as error:
+        queue.put((number, error))
+    queue.close()
+    queue.join_thread()
+
+
+def in_two_processes(work):
+    """What `work` returned or raised in process 0 and 1, as torchrun would start them."""
+    context = mp.get_context("spawn")
+    queue = context.Queue()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    both = [context.Process(target=start, args=(i, port, work, queue)) for i in range(2)]
+    for process in both:
+        process.start()
+    results = {}
+    try:
+        while len(results) < 2 and (any(p.is_alive() for p in both) or not queue.empty()):
+            try:
+                number, value = queue.get(timeout=0.2)
+            except Exception:  # nothing yet
+                continue
+            results[number] = value
+    finally:
+        for process in both:
+            process.kill()
+            process.join()
+    return [results.get(0), results.get(1)]
+
+
+class Rows:
+    """A store of six pictures with one position, whose channel is the picture's number."""
+
+    shape = (6, 1, 1)
+
+    def __len__(self):
+        return 6
+
+    def vectors(self, batch_size, shuffle=True, seed=0, pictures=range(6)):
+        yield from torch.arange(6.0)[:, None][list(pictures)].split(batch_size)
+
+
+def sums():
+    number = distributed.rank() + 1.0
+    total = distributed.all_reduce_(torch.tensor([number, 1]))
+    first = distributed.broadcast_(torch.tensor([number]))
+    rows = distributed.share_of(torch.arange(5.0)[:, None])
+    share = distributed.share_of(Rows())
+    pictures = torch.cat(list(share.vectors(2, shuffle=False)))
+    return [x.flatten().tolist() for x in (total, first, rows, pictures)], share.shape
+
+
+def die_or_wait():
+    if distributed.rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    for _ in range(100):
+        distributed.all_reduce_(torch.ones(3))
+
+
+def fail_or_wait():
+    if distributed.rank() == 1:
+        raise OSError("disk full")
+    for _ in range(100):
+        distributed.all_reduce_(torch.ones(3))
+
+
+def test_two_processes_sum_and_share():
+    first, second = in_two_processes(sums)
+    assert first == ([[3, 2], [1], [0, 1], [0, 1, 2]], (3, 1, 1))
+    assert second == ([[3, 2], [1], [2, 3, 4], [3, 4, 5]], (3, 1, 1))
+
+
+def test_a_process_that_is_killed_stops_the_other_with_a_clear_error():
+    survivor, dead = in_two_processes(die_or_wait)
+    assert dead is None
+    assert isinstance(survivor, PeerLostError)
+    assert "process 0 of 2 lost another" in str(survivor)
+
+
+def test_an_exception_in_one_process_stops_the_other():
+    survivor, failed = in_two_processes(fail_or_wait)
+    assert isinstance(survivor, PeerLostError)
+    assert isinstance(failed, OSError)
+
+
+def test_alone_nothing_happens():
+    with distributed.together():
+        x = torch.ones(2)
+        assert distributed.all_reduce_(x) is x
+        assert distributed.broadcast_(x) is x
+        assert torch.equal(x, torch.ones(2))
+        assert (distributed.rank(), distributed.world_size()) == (0, 1)
+        rows = Rows()
+        assert distributed.share_of(rows) is rows
+
+
+def test_too_few_rows_for_the_processes(monkeypatch):
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    with pytest.raises(ValueError, match=r"2 rows or pictures.*3 processes"):
+        distributed.my_range(2)
+
+
+def test_a_share_reads_only_its_pictures():
+    share = StoreShare(Rows(), range(2, 5))
+    assert torch.cat(list(share.vectors(2))).flatten().tolist() == [2, 3, 4]
