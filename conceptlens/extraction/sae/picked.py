@@ -1,0 +1,87 @@
+"""Variants that pick their codes by rank, and train on those alone: topk, batchtopk, matryoshka."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .formulas import Outcome, Step, Weights, preactivations
+from .sparse import Picks, decode, encode, top_k, top_of_batch
+
+# How much the dead units' part of the loss weighs (Gao et al. 2024).
+DEAD_WEIGHT = 1 / 32
+# A matryoshka's dictionaries: the whole, its first half, quarter, ...
+NESTED = 5
+# How slowly the threshold of a fitted batchtopk follows those of the batches.
+FOLLOW = 0.01
+
+
+def top_k_codes(w: Weights, a: Tensor, sparsity: float) -> Tensor:
+    """Return u = max(z, 0) where z is among its row's largest."""
+    z = preactivations(w, a)
+    values, units = z.topk(int(sparsity), dim=1)
+    return torch.zeros_like(z).scatter(1, units, values.relu())
+
+
+def top_k_loss(w: Weights, a: Tensor, step: Step) -> Outcome:
+    """Share + what the dead units leave of the residual, / 32."""
+    return _loss(w, a, step, lambda z: top_k(z, int(step.sparsity)))
+
+
+def batch_top_k_loss(w: Weights, a: Tensor, step: Step, n_nested: int = 1) -> Outcome:
+    """The same, where z is among the batch's largest."""
+
+    def pick(z: Tensor) -> Picks:
+        picks, level = top_of_batch(z, step.n * int(step.sparsity))
+        follow = max(FOLLOW, 1 / (1 + step.number))
+        w["log_threshold"].lerp_(level.log(), follow)
+        return picks
+
+    return _loss(w, a, step, pick, n_nested)
+
+
+def matryoshka_loss(w: Weights, a: Tensor, step: Step) -> Outcome:
+    """The same, the share being averaged over nested dictionaries."""
+    return batch_top_k_loss(w, a, step, NESTED)
+
+
+def _loss(
+    w: Weights, a: Tensor, step: Step, pick: Callable[[Tensor], Picks], n_nested: int = 1
+) -> Outcome:
+    centred = a - w["intercept"]
+    with torch.no_grad():
+        z = torch.addmm(w["encoder_bias"], centred, w["encoder"].T)
+        picks = pick(z)
+    values = encode(centred, w["encoder"], w["encoder_bias"], z, picks).relu()
+    rest, errors = centred, []
+    for part, inside in _rings(picks, n_nested):
+        rest = rest - decode(values[inside], part, w["components"])
+        errors.append(rest.square().sum())
+    loss = torch.stack(errors).mean()
+    if len(step.dead):
+        loss = loss + DEAD_WEIGHT * _dead_error(w, centred, z, rest.detach(), step.dead)
+    active = torch.bincount(picks.units[values.detach() > 0], minlength=picks.shape[1])
+    return Outcome(loss / (step.n * a.shape[1]), errors[-1].detach(), active)
+
+
+def _rings(picks: Picks, n_nested: int) -> Iterator[tuple[Picks, Any]]:
+    """Yield the picks that each dictionary adds to the one nested in it, and their places."""
+    if n_nested == 1:
+        yield picks, ...
+        return
+    ends = [0, *(picks.shape[1] >> i for i in reversed(range(n_nested)))]
+    for low, high in pairwise(ends):
+        inside = (picks.units >= low) & (picks.units < high)
+        yield Picks(picks.rows[inside], picks.units[inside], picks.shape), inside
+
+
+def _dead_error(w: Weights, centred: Tensor, z: Tensor, rest: Tensor, dead: Tensor) -> Tensor:
+    """‖rest − r̂‖² where r̂ decodes the largest codes of the dead units."""
+    few = top_k(z[:, dead], min(len(dead), centred.shape[1] // 2))
+    picks = Picks(few.rows, dead[few.units], (z.shape[0], z.shape[1]))
+    values = encode(centred, w["encoder"], w["encoder_bias"], z, picks).relu()
+    return (rest - decode(values, picks, w["components"])).square().sum()
