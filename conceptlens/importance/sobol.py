@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..backbone import class_index
-from ..batching import in_batches
+from ..model import ConceptModel
 from .result import Importance
+from .score import ClassScore, bootstrap, stderr_over_pictures
 
 ORDERS = ("total", "first")
-N_BOOTSTRAP = 200
-# Scores that deviate from an affine function by no more than this share of their range are affine.
-AFFINE_TOLERANCE = 1e-4
-N_AFFINE_CHECKS = 8
 
 
 def sobol(
-    cm: Any,
+    cm: ConceptModel,
     codes: Tensor,
     target: int | str,
     *,
@@ -66,32 +61,27 @@ def sobol(
     Fel et al., "Look at the variance!", NeurIPS 2021; Jansen, Comput. Phys. Commun. 1999;
     Saltelli et al., Comput. Phys. Commun. 2010.
     """
-    if codes.ndim != 3 or 0 in codes.shape:
-        raise ValueError(f"codes must have shape (n, P, k), got {tuple(codes.shape)}")
     if order not in ORDERS:
         raise ValueError(f"order must be one of {ORDERS}, got {order!r}")
     if n_designs < 2:
         raise ValueError(f"n_designs must be at least 2, got {n_designs}")
-    names = getattr(cm, "class_names", None)
-    index = class_index(target, names)
-    score = _scores(cm, codes.detach(), index, batch_size)
+    score = ClassScore.of(cm, codes, target, batch_size)
     n, _, k = codes.shape
-    generator = torch.Generator().manual_seed(seed)
-    slopes = _affine_slopes(score, k, generator)
+    slopes = score.affine_slopes(seed)
     if slopes is not None:
         per_image = _shares(slopes**2)
-        stderr = _bootstrap(lambda pictures, _: per_image[pictures].mean(0), n, 1, generator)
+        stderr = stderr_over_pictures(per_image, seed)
         method = f"Sobol {order}, exact (affine head)"
     else:
         a, b = _design(n_designs, k, seed)
-        f_a, f_b, f_ab = _evaluate(score, a, b)
+        f_a, f_b, f_ab = _evaluate(score.masked, a, b)
         per_image = _estimate(f_a, f_b, f_ab, order)
 
         def resampled(pictures: Tensor, points: Tensor) -> Tensor:
             parts = [f[pictures][..., points] for f in (f_a, f_b, f_ab)]
             return _estimate(parts[0], parts[1], parts[2], order).mean(0)
 
-        stderr = _bootstrap(resampled, n, n_designs, generator)
+        stderr = bootstrap(resampled, n, n_designs, seed).std(0)
         method = f"Sobol {order}, N = {n_designs}"
     constant = int((per_image == 0).all(1).sum())
     if constant:
@@ -101,48 +91,7 @@ def sobol(
             RuntimeWarning,
             stacklevel=2,
         )
-    return Importance(
-        values=per_image.mean(0),
-        stderr=stderr,
-        per_image=per_image,
-        method=method,
-        target=f"class {index}" if names is None else names[index],
-        concept_names=list(getattr(cm, "concept_names", [f"concept {i}" for i in range(k)])),
-    )
-
-
-def _scores(cm: Any, codes: Tensor, index: int, batch_size: int) -> Callable[[Tensor], Tensor]:
-    """The score as a function of masks ``(m, k)``: ``(n, m)`` in float64 on the CPU."""
-    n = len(codes)
-
-    def score(masks: Tensor) -> Tensor:
-        masks = masks.to(codes)
-
-        def block(pairs: Tensor) -> Tensor:
-            picture, mask = pairs // len(masks), pairs % len(masks)
-            logits: Tensor = cm.classify(codes[picture] * masks[mask][:, None])
-            if index >= logits.shape[1]:
-                raise ValueError(f"class {index} does not exist: there are {logits.shape[1]}")
-            return logits[:, index].double().cpu()
-
-        pairs = torch.arange(n * len(masks), device=codes.device)
-        with torch.no_grad():
-            return in_batches(block, pairs, batch_size).reshape(n, len(masks))
-
-    return score
-
-
-def _affine_slopes(
-    score: Callable[[Tensor], Tensor], k: int, generator: torch.Generator
-) -> Tensor | None:
-    """The slopes ``(n, k)`` where every picture's score is affine in the mask, else None."""
-    corners = torch.cat([torch.zeros(1, k), torch.eye(k)]).double()
-    at_corners = score(corners)
-    slopes = at_corners[:, 1:] - at_corners[:, :1]
-    masks = torch.rand(N_AFFINE_CHECKS, k, generator=generator, dtype=torch.float64)
-    deviation = (score(masks) - at_corners[:, :1] - slopes @ masks.T).abs().amax(1)
-    scale = slopes.abs().amax(1)
-    return slopes if (deviation <= AFFINE_TOLERANCE * scale).all() else None
+    return score.importance(per_image, stderr, method)
 
 
 def _design(n_designs: int, k: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -180,17 +129,3 @@ def _estimate(f_a: Tensor, f_b: Tensor, f_ab: Tensor, order: str) -> Tensor:
 def _shares(parts: Tensor) -> Tensor:
     total = parts.sum(1, keepdim=True)
     return torch.where(total > 0, parts / total.clamp(min=1e-300), 0.0)
-
-
-def _bootstrap(
-    estimate: Callable[[Tensor, Tensor], Tensor], n: int, n_designs: int, generator: torch.Generator
-) -> Tensor:
-    """Standard deviation of the estimate over resampled pictures and design points."""
-    draws = [
-        estimate(
-            torch.randint(n, (n,), generator=generator),
-            torch.randint(n_designs, (n_designs,), generator=generator),
-        )
-        for _ in range(N_BOOTSTRAP)
-    ]
-    return torch.stack(draws).std(0)
