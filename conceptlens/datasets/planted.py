@@ -1,0 +1,542 @@
+"""`PlantedConcepts`: pictures whose concepts, places and class rule are known exactly."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from . import drawing
+from .distribution import all_vectors, concept_table, total_indices
+from .drawing import PHOTOS, Drawing
+from .rules import Rule, Votes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CONCEPTS = (
+    "red disc",
+    "blue square",
+    "yellow star",
+    "green triangle",
+    "striped purple diamond",
+    "orange cross",
+    "pink heart",
+    "cyan ring",
+)
+RULE = Votes(
+    {
+        "circus": {"red disc": 4.0, "blue square": 2.5},
+        "garden": {"yellow star": 3.5, "green triangle": 2.0},
+        "harbour": {"striped purple diamond": 3.0, "orange cross": 1.5},
+    },
+    bias={"circus": 0.0, "garden": 0.2, "harbour": 0.4},
+)
+LAYOUTS = ("scattered", "hand")
+LABELLINGS = ("instance", "class")
+WHOLE = ("border", "background")  # shapes that are not in a cell
+MIN_CELL = 12
+MAX_CONCEPTS = 16  # the tables have 2^m rows
+CHUNK = 128  # pictures drawn at once
+
+
+class Planted(NamedTuple):
+    """One picture and what is known about it.
+
+    Attributes
+    ----------
+    image : Tensor
+        ``(3, size, size)`` in [0, 1].
+    label : int
+        The class.
+    concepts : Tensor
+        ``(m,)`` bool, the concept labels.
+    masks : Tensor
+        ``(m, size, size)`` bool, the place of each concept.
+    caption : str
+        What is in the picture, in words.
+    """
+
+    image: Tensor
+    label: int
+    concepts: Tensor
+    masks: Tensor
+    caption: str
+
+
+@dataclass(frozen=True)
+class _Scenery:
+    """What varies from picture to picture whatever its concepts are."""
+
+    cells: Tensor  # (n, m): where on the grid
+    centre: Tensor  # (n, m, 2): from the cell's middle, in [-1, 1] of the room there is
+    radius: Tensor  # (n, m): in [0, 1], from the smallest to the largest
+    angle: Tensor  # (n, m): in radians
+    shade: Tensor  # (n, m)
+    photo: Tensor  # (n,)
+    place: Tensor  # (n, 2)
+    zoom: Tensor  # (n,)
+
+    def __getitem__(self, rows: slice) -> _Scenery:
+        return _Scenery(**{name: values[rows] for name, values in vars(self).items()})
+
+
+class PlantedConcepts(Dataset[Planted]):
+    """Pictures whose concepts, places, class rule and joint distribution are known exactly.
+
+    Each concept is something to draw, there or not; each has a cell of a grid for itself. The
+    class is a rule of the concepts. Everything follows from `seed`; pictures are drawn when they
+    are first asked for. The set is a Dataset of `Planted` tuples, picture first.
+
+    Parameters
+    ----------
+    n : int
+        Number of pictures.
+    size : int
+        Their side in pixels.
+    concepts : sequence of str
+        m things to draw, such as "striped red disc" (see `drawing.Drawing`), "yellow border" or
+        "flower background". With "striped disc | plain disc" the second is drawn where the first
+        is not; the concept is called by the first.
+    rule : Rule
+        The class as a function of the concepts: `Votes` (linear) or `Formula` (Boolean).
+    prevalence : float or sequence of float
+        The probability of each concept.
+    correlation : mapping, optional
+        ``{(concept, concept, ...): r}``: between any two of the group the correlation is exactly
+        r, from 0 to 1 (they always come together). Their prevalence must be the same, and no
+        concept may be in two groups. With probability √r a concept takes the value of a bit
+        that its group shares, else one of its own.
+    label_noise : float
+        The probability that a picture's class is replaced by another, drawn evenly.
+    labelling : {"instance", "class"}
+        Whether `concept_labels` say what is in each picture, or what is in more than half of its
+        class's pictures.
+    confounder : mapping, optional
+        ``{class: probability}`` that a picture of the class (its label) bears an artefact, a
+        printed tag in the last cell; 0 for other classes. For a counter-biased test set give it
+        to another class: ``data.like(500, seed=1, confounder={"garden": 1.0})``.
+    layout : {"scattered", "hand"}
+        Concepts in cells drawn at random for each picture, or each always in its own, on a card.
+    seed : int
+        Fixes everything.
+
+    Attributes
+    ----------
+    images : Tensor
+        ``(n, 3, size, size)`` float32 in [0, 1].
+    masks : Tensor
+        ``(n, m, size, size)`` bool: the pixels of each concept, none where it is absent.
+        Pixels outside do not depend on the concepts.
+    labels : Tensor
+        ``(n,)`` int64: the classes, with their noise.
+    concepts : Tensor
+        ``(n, m)`` bool: what is in the pictures.
+    concept_labels : Tensor
+        ``(n, m)`` bool: what a learner is told; `concepts` unless ``labelling="class"``.
+    captions : list of str
+        What is in each picture, in words.
+    artefact : Tensor
+        ``(n,)`` bool: which pictures bear it.
+    artefact_masks : Tensor
+        ``(n, size, size)`` bool.
+    concept_names, class_names : list of str
+        The m concepts and the classes.
+    vectors : Tensor
+        ``(2^m, m)`` bool: all concept vectors, the rows of the tables below, in counting order.
+
+    Examples
+    --------
+    >>> data = PlantedConcepts(100, seed=0)
+    >>> data[0].image.shape
+    torch.Size([3, 64, 64])
+    """
+
+    def __init__(
+        self,
+        n: int,
+        size: int = 64,
+        concepts: Sequence[str] = CONCEPTS,
+        rule: Rule = RULE,
+        *,
+        prevalence: float | Sequence[float] = 0.5,
+        correlation: Mapping[tuple[str, ...], float] | None = None,
+        label_noise: float = 0.0,
+        labelling: str = "instance",
+        confounder: Mapping[str, float] | None = None,
+        layout: str = "scattered",
+        seed: int = 0,
+    ) -> None:
+        if n < 1:
+            raise ValueError(f"n must be at least 1, got {n}")
+        if not 1 <= len(concepts) <= MAX_CONCEPTS:
+            raise ValueError(f"concepts must be 1 to {MAX_CONCEPTS}, got {len(concepts)}")
+        if labelling not in LABELLINGS:
+            raise ValueError(f"labelling must be one of {LABELLINGS}, got {labelling!r}")
+        if layout not in LAYOUTS:
+            raise ValueError(f"layout must be one of {LAYOUTS}, got {layout!r}")
+        self.settings: dict[str, Any] = {
+            "n": n,
+            "size": size,
+            "concepts": list(concepts),
+            "rule": rule,
+            "prevalence": prevalence,
+            "correlation": dict(correlation or {}),
+            "label_noise": _probability("label_noise", label_noise),
+            "labelling": labelling,
+            "confounder": dict(confounder or {}),
+            "layout": layout,
+            "seed": seed,
+        }
+        self.size, self.rule = size, rule
+        self._drawings = [[Drawing.parse(part) for part in text.split("|")] for text in concepts]
+        self.concept_names = [text.split("|")[0].strip() for text in concepts]
+        self.class_names = list(rule.class_names)
+        self.vectors = all_vectors(len(concepts))
+        self._check_concepts()
+        self.prevalence = self._prevalence(prevalence)
+        self._probabilities = concept_table(self.prevalence, self._groups())
+        self._classes = rule.scores(self.vectors, self.concept_names).argmax(1)  # (2^m,)
+        self._grid, self._cell, self._frame = self._measure()
+        generator = torch.Generator().manual_seed(seed)
+        self._sample(generator)
+        self._scenery = self._arrange(generator)
+
+    # -- what is true of the pictures -----------------------------------------------------------
+
+    def joint(self) -> Tensor:
+        """The probabilities of (concepts, class): ``(2^m, n_classes)`` float64, rows `vectors`.
+
+        The concepts are what is in the pictures and the class is the label, with its noise.
+        Reshaped to ``(2,) * m + (n_classes,)`` the table has one axis a concept.
+        """
+        n_classes, noise = len(self.class_names), self.settings["label_noise"]
+        one_hot = torch.nn.functional.one_hot(self._classes, n_classes).double()
+        given = (1 - noise) * one_hot + noise / (n_classes - 1) * (1 - one_hot)
+        return self._probabilities[:, None] * given
+
+    def truth_table(self) -> Tensor:
+        """The class ``(2^m,)`` int64 that the rule gives to each row of `vectors`."""
+        return self._classes.clone()
+
+    def concepts_given_class(self) -> Tensor:
+        """The probability of each concept in each class's pictures: ``(n_classes, m)`` float64."""
+        joint = self.joint()
+        return joint.T @ self.vectors.double() / joint.sum(0).clamp(min=1e-300)[:, None]
+
+    def true_importance(self, of: str = "class") -> Tensor:
+        """Total Sobol indices of the rule, by enumeration: ``(n_classes, m)`` float64.
+
+        The share of a score's variance that is left when all concepts but one are known, were
+        the concepts independent with their prevalence: 0 for concepts that the score ignores.
+
+        Parameters
+        ----------
+        of : {"class", "score"}
+            Of each class's indicator (1 where the rule gives the class), or of its score, which
+            for `Votes` is its number of votes whatever the other classes get.
+        """
+        scores = self.rule.scores(self.vectors, self.concept_names)
+        if of == "class":
+            scores = torch.nn.functional.one_hot(self._classes, len(self.class_names))
+        elif of != "score":
+            raise ValueError(f"of must be 'class' or 'score', got {of!r}")
+        return total_indices(scores, self.prevalence)
+
+    # -- the pictures ---------------------------------------------------------------------------
+
+    @property
+    def images(self) -> Tensor:
+        """The pictures ``(n, 3, size, size)``."""
+        return self._drawn[0]
+
+    @property
+    def masks(self) -> Tensor:
+        """The pixels of each concept ``(n, m, size, size)``."""
+        return self._drawn[1]
+
+    @cached_property
+    def captions(self) -> list[str]:
+        """What is in each picture, in words."""
+        texts = [[d.text for d in drawings] for drawings in self._drawings]
+        captions = []
+        for present, artefact in zip(self.concepts.tolist(), self.artefact.tolist(), strict=True):
+            seen = [t[0] if p else t[1] for t, p in zip(texts, present, strict=True) if p or t[1:]]
+            captions.append("a picture of " + _listed([*seen, *["printed tag"] * artefact]))
+        return captions
+
+    @cached_property
+    def _drawn(self) -> tuple[Tensor, Tensor]:
+        return self.render(self.concepts)
+
+    def render(self, concepts: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw the same pictures with other concepts in them: exact counterfactuals.
+
+        Places, sizes, backgrounds and artefacts stay.
+
+        Parameters
+        ----------
+        concepts : Tensor
+            ``(n, m)`` bool.
+
+        Returns
+        -------
+        images : Tensor
+            ``(n, 3, size, size)``.
+        masks : Tensor
+            ``(n, m, size, size)``.
+        """
+        if concepts.shape != self.concepts.shape:
+            shapes = f"{tuple(self.concepts.shape)}, got {tuple(concepts.shape)}"
+            raise ValueError(f"concepts must be {shapes}")
+        parts = []
+        for start in range(0, len(self), CHUNK):
+            rows = slice(start, start + CHUNK)
+            parts.append(
+                self._draw(self._scenery[rows], concepts[rows].bool(), self.artefact[rows])
+            )
+        images, masks = map(torch.cat, zip(*parts, strict=True))
+        return images, masks
+
+    def like(
+        self, n: int, *, seed: int, confounder: Mapping[str, float] | None = None
+    ) -> PlantedConcepts:
+        """Draw another set of the same kind, such as a test set.
+
+        Parameters
+        ----------
+        n : int
+            Number of pictures.
+        seed : int
+            Another than this set's, if its pictures shall be others.
+        confounder : mapping, optional
+            Default: this set's; ``{}`` for none.
+        """
+        if confounder is None:
+            confounder = self.settings["confounder"]
+        changes = {"n": n, "seed": seed, "confounder": confounder}
+        return PlantedConcepts(**{**self.settings, **changes})
+
+    def plot(self, n: int = 24) -> Figure:
+        """Draw the first pictures with their classes."""
+        from matplotlib.figure import Figure
+
+        n = min(n, len(self))
+        columns = min(8, n)
+        figure = Figure(figsize=(1.5 * columns, 1.7 * math.ceil(n / columns)), layout="constrained")
+        for i, ax in enumerate(
+            figure.subplots(math.ceil(n / columns), columns, squeeze=False).flat
+        ):
+            ax.set_axis_off()
+            if i < n:
+                ax.imshow(self.images[i].movedim(0, -1).numpy())
+                ax.set_title(self.class_names[int(self.labels[i])], fontsize=8)
+        return figure
+
+    def __len__(self) -> int:
+        return int(self.settings["n"])
+
+    def __getitem__(self, i: int) -> Planted:
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"picture {i} of {len(self)}")
+        return Planted(
+            self.images[i],
+            int(self.labels[i]),
+            self.concept_labels[i],
+            self.masks[i],
+            self.captions[i],
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"PlantedConcepts({len(self)}, size={self.size}, {len(self.concept_names)} concepts, "
+            f"classes {self.class_names}, seed={self.settings['seed']})"
+        )
+
+    # -- arguments --------------------------------------------------------------------------------
+
+    def _check_concepts(self) -> None:
+        names = self.concept_names
+        if len(set(names)) < len(names):
+            raise ValueError(f"concepts must have different names, got {names}")
+        for name, drawings in zip(names, self._drawings, strict=True):
+            shapes = [drawing.shape for drawing in drawings]
+            if len(shapes) > 2 or (len(shapes) == 2 and {*shapes} & {*WHOLE}):
+                raise ValueError(f"the concept {name!r}: only a symbol has one other drawing")
+        for whole in WHOLE:
+            if sum(drawings[0].shape == whole for drawings in self._drawings) > 1:
+                raise ValueError(f"concepts have more than one {whole}: {names}")
+
+    def _prevalence(self, prevalence: float | Sequence[float]) -> list[float]:
+        m = len(self.concept_names)
+        values = [prevalence] * m if isinstance(prevalence, (int, float)) else list(prevalence)
+        if len(values) != m:
+            raise ValueError(f"prevalence must be one number or one a concept ({m}): {values}")
+        return [_probability("prevalence", p) for p in values]
+
+    def _groups(self) -> list[tuple[list[int], float]]:
+        """The correlated groups as indices of concepts."""
+        groups: list[tuple[list[int], float]] = []
+        seen: set[str] = set()
+        for names, r in self.settings["correlation"].items():
+            unknown = [name for name in names if name not in self.concept_names]
+            if isinstance(names, str) or len({*names}) < 2 or unknown:
+                raise ValueError(
+                    f"correlation must be of tuples of two or more of {self.concept_names}, got "
+                    f"{names!r}"
+                )
+            if seen & {*names}:
+                raise ValueError(f"correlation has {sorted(seen & {*names})} in two groups")
+            seen |= {*names}
+            members = [self.concept_names.index(name) for name in names]
+            if len({self.prevalence[i] for i in members}) > 1:
+                raise ValueError(f"correlated concepts need one prevalence: {names}")
+            groups.append((members, _probability("correlation", r)))
+        return groups
+
+    def _measure(self) -> tuple[int, int, int]:
+        """The grid's side in cells, a cell's side and a border's width in pixels."""
+        shapes = [drawings[0].shape for drawings in self._drawings]
+        frame = max(3, self.size // 16) if "border" in shapes else 0
+        n_cells = sum(shape not in WHOLE for shape in shapes) + 1  # the last is the artefact's
+        grid = math.ceil(n_cells**0.5)
+        cell = (self.size - 2 * frame) // grid
+        if cell < MIN_CELL:
+            raise ValueError(
+                f"size={self.size} is too small for {len(shapes)} concepts: symbols need cells of "
+                f"{MIN_CELL} pixels, so size must be at least {MIN_CELL * grid + 2 * frame}"
+            )
+        return grid, cell, frame
+
+    # -- chance -----------------------------------------------------------------------------------
+
+    def _sample(self, generator: torch.Generator) -> None:
+        """Draw concepts, classes and artefacts."""
+        n, n_classes = len(self), len(self.class_names)
+        confounder = self.settings["confounder"]
+        if unknown := [name for name in confounder if name not in self.class_names]:
+            raise ValueError(f"confounder names {unknown}, which are not of {self.class_names}")
+        marks = [_probability("confounder", confounder.get(c, 0.0)) for c in self.class_names]
+        rows = torch.multinomial(self._probabilities, n, True, generator=generator)
+        self.concepts = self.vectors[rows]
+        noisy = torch.rand(n, generator=generator) < self.settings["label_noise"]
+        shift = torch.randint(1, n_classes, (n,), generator=generator)
+        self.labels = torch.where(
+            noisy, (self._classes[rows] + shift) % n_classes, self._classes[rows]
+        )
+        self.artefact = torch.rand(n, generator=generator) < torch.tensor(marks)[self.labels]
+        self.concept_labels = self.concepts
+        if self.settings["labelling"] == "class":
+            self.concept_labels = (self.concepts_given_class() > 0.5)[self.labels]
+
+    def _arrange(self, generator: torch.Generator) -> _Scenery:
+        """Draw all that does not depend on the concepts."""
+        n, m = self.concepts.shape
+
+        def uniform(*shape: int) -> Tensor:
+            return torch.rand(n, *shape, generator=generator)
+
+        free = self._grid**2 - bool(self.settings["confounder"])
+        places = uniform(free).argsort(1)
+        if self.settings["layout"] == "hand":
+            places = torch.arange(free).expand(n, -1)
+        symbols = torch.tensor([d[0].shape not in WHOLE for d in self._drawings])
+        cells = torch.zeros(n, m, dtype=torch.int64)
+        cells[:, symbols] = places[:, : int(symbols.sum())]
+        return _Scenery(
+            cells=cells,
+            centre=2 * uniform(m, 2) - 1,
+            radius=uniform(m),
+            angle=0.7 * uniform(m) - 0.35,
+            shade=0.88 + 0.24 * uniform(m),
+            photo=torch.randint(len(PHOTOS), (n,), generator=generator),
+            place=uniform(2),
+            zoom=0.45 + 0.55 * uniform(),
+        )
+
+    # -- drawing ----------------------------------------------------------------------------------
+
+    def _draw(self, s: _Scenery, present: Tensor, artefact: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw a chunk: pictures ``(b, 3, H, W)`` and masks ``(b, m, H, W)``."""
+        b, m = present.shape
+        rows = torch.arange(b)
+        tiles = torch.zeros(
+            b, self._grid**2, 4, self._cell, self._cell
+        )  # colour × opacity, opacity
+        mask_tiles = torch.zeros(b, m, self._grid**2, self._cell, self._cell, dtype=torch.bool)
+        if self.settings["layout"] == "hand":
+            tiles[rows[:, None], s.cells] = _layer(*drawing.card(self._cell))[:, None]
+        tiles[artefact, -1] = _layer(*drawing.tag(self._cell))
+        for i, drawings in enumerate(self._drawings):
+            if drawings[0].shape in WHOLE:
+                continue
+            for d, there in zip(drawings, (present[:, i], ~present[:, i]), strict=False):
+                colour, opacity = drawing.symbol(d, self._cell, *self._pose(s, i))
+                opacity = opacity * there[:, None, None]
+                layer = _layer(colour, opacity)
+                under = tiles[rows, s.cells[:, i]]
+                tiles[rows, s.cells[:, i]] = layer + under * (1 - opacity)[:, None]
+                if d is drawings[0]:
+                    mask_tiles[rows, i, s.cells[:, i]] = opacity > 0
+        picture, masks = self._unfold(tiles), self._unfold(mask_tiles.transpose(1, 2))
+        return self._behind(s, present, picture, masks)
+
+    def _behind(
+        self, s: _Scenery, present: Tensor, symbols: Tensor, masks: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Put border and background behind the symbols ``(b, 4, H, W)``."""
+        photo, layers = s.photo, symbols
+        for i, (d, *_) in enumerate(self._drawings):
+            if d.shape == "border":
+                colour, opacity = drawing.border(d, self.size, self._frame, s.shade[:, i])
+                opacity = opacity * present[:, i, None, None]
+                layers = layers + _layer(colour, opacity) * (1 - layers[:, 3:])
+                masks[:, i] = opacity > 0
+            elif d.shape == "background":
+                index = PHOTOS.index(d.colour)
+                photo = torch.where(present[:, i], index, 1 - index)
+        for i, (d, *_) in enumerate(self._drawings):
+            if d.shape == "background":
+                masks[:, i] = (layers[:, 3] < 1) & present[:, i, None, None]
+        behind = drawing.background(photo, s.place, s.zoom, self.size)
+        return (layers[:, :3] + behind * (1 - layers[:, 3:])).clamp(0, 1), masks
+
+    def _pose(self, s: _Scenery, i: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Centre, radius, angle and shade of a symbol, so that it stays inside its cell."""
+        half = self._cell / 2
+        scale = 0.66 if self.settings["layout"] == "hand" else 1.0
+        radius = half * scale * (0.70 + 0.18 * s.radius[:, i])
+        room = (half * (0.5 + scale / 2) - radius - 0.6).clamp(min=0)
+        return s.centre[:, i] * room[:, None], radius, s.angle[:, i], s.shade[:, i]
+
+    def _unfold(self, tiles: Tensor) -> Tensor:
+        """Lay tiles ``(b, cells, channels, cell, cell)`` out as ``(b, channels, H, W)``."""
+        side, channels = self._grid * self._cell, tiles.shape[2]
+        rows = tiles.unflatten(1, (self._grid, self._grid)).permute(0, 3, 1, 4, 2, 5)
+        out = torch.zeros(len(tiles), channels, self.size, self.size, dtype=tiles.dtype)
+        start = (self.size - side) // 2
+        inner = slice(start, start + side)
+        out[:, :, inner, inner] = rows.reshape(len(tiles), channels, side, side)
+        return out
+
+
+def _layer(colour: Tensor, opacity: Tensor) -> Tensor:
+    """Colour times opacity, and opacity, as four channels."""
+    return torch.cat([colour * opacity[:, None], opacity[:, None]], 1)
+
+
+def _listed(things: list[str]) -> str:
+    words = [f"{'an' if thing[0] in 'aeio' else 'a'} {thing}" for thing in things]
+    return " and ".join([", ".join(words[:-1]), words[-1]] if words[1:] else words or ["nothing"])
+
+
+def _probability(name: str, value: float) -> float:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be between 0 and 1, got {value}")
+    return float(value)
