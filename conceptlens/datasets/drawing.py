@@ -33,6 +33,7 @@ COLOURS: dict[str, tuple[float, float, float]] = {
 INK = 0.07  # the outline's grey level
 OUTLINE = 1.1  # its width in pixels
 PHOTOS = ("china", "flower")  # scikit-learn's sample images
+WHOLE = ("border", "background")  # shapes that concern the whole picture
 
 
 def _polygon(sides: int, inradius: float, turn: float = 0.0) -> Field:
@@ -163,7 +164,7 @@ class Drawing:
             For a word that is not known, none for the shape, or two for the same thing.
         """
         kinds = {
-            "shape": (*SHAPES, "border", "background"),
+            "shape": (*SHAPES, *WHOLE),
             "colour": (*COLOURS, *PHOTOS),
             "pattern": tuple(PATTERNS),
         }

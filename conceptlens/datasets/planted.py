@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from . import drawing
 from .distribution import all_vectors, concept_table, total_indices
-from .drawing import PHOTOS, Drawing
+from .drawing import WHOLE, Drawing
 from .rules import Rule, Votes
+from .scene import Scene
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,8 +39,6 @@ RULE = Votes(
 )
 LAYOUTS = ("scattered", "hand")
 LABELLINGS = ("instance", "class")
-WHOLE = ("border", "background")  # shapes that are not in a cell
-MIN_CELL = 12
 MAX_CONCEPTS = 16  # the tables have 2^m rows
 CHUNK = 128  # pictures drawn at once
 
@@ -68,23 +65,6 @@ class Planted(NamedTuple):
     concepts: Tensor
     masks: Tensor
     caption: str
-
-
-@dataclass(frozen=True)
-class _Scenery:
-    """What varies from picture to picture whatever its concepts are."""
-
-    cells: Tensor  # (n, m): where on the grid
-    centre: Tensor  # (n, m, 2): from the cell's middle, in [-1, 1] of the room there is
-    radius: Tensor  # (n, m): in [0, 1], from the smallest to the largest
-    angle: Tensor  # (n, m): in radians
-    shade: Tensor  # (n, m)
-    photo: Tensor  # (n,)
-    place: Tensor  # (n, 2)
-    zoom: Tensor  # (n,)
-
-    def __getitem__(self, rows: slice) -> _Scenery:
-        return _Scenery(**{name: values[rows] for name, values in vars(self).items()})
 
 
 class PlantedConcepts(Dataset[Planted]):
@@ -203,10 +183,11 @@ class PlantedConcepts(Dataset[Planted]):
         self.prevalence = self._prevalence(prevalence)
         self._probabilities = concept_table(self.prevalence, self._groups())
         self._classes = rule.scores(self.vectors, self.concept_names).argmax(1)  # (2^m,)
-        self._grid, self._cell, self._frame = self._measure()
         generator = torch.Generator().manual_seed(seed)
         self._sample(generator)
-        self._scenery = self._arrange(generator)
+        reserve = bool(self.settings["confounder"])
+        self._scene = Scene(self._drawings, size, cards=layout == "hand", reserve=reserve)
+        self._scenery = self._scene.arrange(n, generator)
 
     # -- what is true of the pictures -----------------------------------------------------------
 
@@ -261,6 +242,11 @@ class PlantedConcepts(Dataset[Planted]):
         """The pixels of each concept ``(n, m, size, size)``."""
         return self._drawn[1]
 
+    @property
+    def artefact_masks(self) -> Tensor:
+        """The pixels of the artefact ``(n, size, size)``."""
+        return self.artefact[:, None, None] & self._scene.tag_mask()
+
     @cached_property
     def captions(self) -> list[str]:
         """What is in each picture, in words."""
@@ -299,7 +285,7 @@ class PlantedConcepts(Dataset[Planted]):
         for start in range(0, len(self), CHUNK):
             rows = slice(start, start + CHUNK)
             parts.append(
-                self._draw(self._scenery[rows], concepts[rows].bool(), self.artefact[rows])
+                self._scene.draw(self._scenery[rows], concepts[rows].bool(), self.artefact[rows])
             )
         images, masks = map(torch.cat, zip(*parts, strict=True))
         return images, masks
@@ -400,20 +386,6 @@ class PlantedConcepts(Dataset[Planted]):
             groups.append((members, _probability("correlation", r)))
         return groups
 
-    def _measure(self) -> tuple[int, int, int]:
-        """The grid's side in cells, a cell's side and a border's width in pixels."""
-        shapes = [drawings[0].shape for drawings in self._drawings]
-        frame = max(3, self.size // 16) if "border" in shapes else 0
-        n_cells = sum(shape not in WHOLE for shape in shapes) + 1  # the last is the artefact's
-        grid = math.ceil(n_cells**0.5)
-        cell = (self.size - 2 * frame) // grid
-        if cell < MIN_CELL:
-            raise ValueError(
-                f"size={self.size} is too small for {len(shapes)} concepts: symbols need cells of "
-                f"{MIN_CELL} pixels, so size must be at least {MIN_CELL * grid + 2 * frame}"
-            )
-        return grid, cell, frame
-
     # -- chance -----------------------------------------------------------------------------------
 
     def _sample(self, generator: torch.Generator) -> None:
@@ -434,101 +406,6 @@ class PlantedConcepts(Dataset[Planted]):
         self.concept_labels = self.concepts
         if self.settings["labelling"] == "class":
             self.concept_labels = (self.concepts_given_class() > 0.5)[self.labels]
-
-    def _arrange(self, generator: torch.Generator) -> _Scenery:
-        """Draw all that does not depend on the concepts."""
-        n, m = self.concepts.shape
-
-        def uniform(*shape: int) -> Tensor:
-            return torch.rand(n, *shape, generator=generator)
-
-        free = self._grid**2 - bool(self.settings["confounder"])
-        places = uniform(free).argsort(1)
-        if self.settings["layout"] == "hand":
-            places = torch.arange(free).expand(n, -1)
-        symbols = torch.tensor([d[0].shape not in WHOLE for d in self._drawings])
-        cells = torch.zeros(n, m, dtype=torch.int64)
-        cells[:, symbols] = places[:, : int(symbols.sum())]
-        return _Scenery(
-            cells=cells,
-            centre=2 * uniform(m, 2) - 1,
-            radius=uniform(m),
-            angle=0.7 * uniform(m) - 0.35,
-            shade=0.88 + 0.24 * uniform(m),
-            photo=torch.randint(len(PHOTOS), (n,), generator=generator),
-            place=uniform(2),
-            zoom=0.45 + 0.55 * uniform(),
-        )
-
-    # -- drawing ----------------------------------------------------------------------------------
-
-    def _draw(self, s: _Scenery, present: Tensor, artefact: Tensor) -> tuple[Tensor, Tensor]:
-        """Draw a chunk: pictures ``(b, 3, H, W)`` and masks ``(b, m, H, W)``."""
-        b, m = present.shape
-        rows = torch.arange(b)
-        tiles = torch.zeros(
-            b, self._grid**2, 4, self._cell, self._cell
-        )  # colour × opacity, opacity
-        mask_tiles = torch.zeros(b, m, self._grid**2, self._cell, self._cell, dtype=torch.bool)
-        if self.settings["layout"] == "hand":
-            tiles[rows[:, None], s.cells] = _layer(*drawing.card(self._cell))[:, None]
-        tiles[artefact, -1] = _layer(*drawing.tag(self._cell))
-        for i, drawings in enumerate(self._drawings):
-            if drawings[0].shape in WHOLE:
-                continue
-            for d, there in zip(drawings, (present[:, i], ~present[:, i]), strict=False):
-                colour, opacity = drawing.symbol(d, self._cell, *self._pose(s, i))
-                opacity = opacity * there[:, None, None]
-                layer = _layer(colour, opacity)
-                under = tiles[rows, s.cells[:, i]]
-                tiles[rows, s.cells[:, i]] = layer + under * (1 - opacity)[:, None]
-                if d is drawings[0]:
-                    mask_tiles[rows, i, s.cells[:, i]] = opacity > 0
-        picture, masks = self._unfold(tiles), self._unfold(mask_tiles.transpose(1, 2))
-        return self._behind(s, present, picture, masks)
-
-    def _behind(
-        self, s: _Scenery, present: Tensor, symbols: Tensor, masks: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Put border and background behind the symbols ``(b, 4, H, W)``."""
-        photo, layers = s.photo, symbols
-        for i, (d, *_) in enumerate(self._drawings):
-            if d.shape == "border":
-                colour, opacity = drawing.border(d, self.size, self._frame, s.shade[:, i])
-                opacity = opacity * present[:, i, None, None]
-                layers = layers + _layer(colour, opacity) * (1 - layers[:, 3:])
-                masks[:, i] = opacity > 0
-            elif d.shape == "background":
-                index = PHOTOS.index(d.colour)
-                photo = torch.where(present[:, i], index, 1 - index)
-        for i, (d, *_) in enumerate(self._drawings):
-            if d.shape == "background":
-                masks[:, i] = (layers[:, 3] < 1) & present[:, i, None, None]
-        behind = drawing.background(photo, s.place, s.zoom, self.size)
-        return (layers[:, :3] + behind * (1 - layers[:, 3:])).clamp(0, 1), masks
-
-    def _pose(self, s: _Scenery, i: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Centre, radius, angle and shade of a symbol, so that it stays inside its cell."""
-        half = self._cell / 2
-        scale = 0.66 if self.settings["layout"] == "hand" else 1.0
-        radius = half * scale * (0.70 + 0.18 * s.radius[:, i])
-        room = (half * (0.5 + scale / 2) - radius - 0.6).clamp(min=0)
-        return s.centre[:, i] * room[:, None], radius, s.angle[:, i], s.shade[:, i]
-
-    def _unfold(self, tiles: Tensor) -> Tensor:
-        """Lay tiles ``(b, cells, channels, cell, cell)`` out as ``(b, channels, H, W)``."""
-        side, channels = self._grid * self._cell, tiles.shape[2]
-        rows = tiles.unflatten(1, (self._grid, self._grid)).permute(0, 3, 1, 4, 2, 5)
-        out = torch.zeros(len(tiles), channels, self.size, self.size, dtype=tiles.dtype)
-        start = (self.size - side) // 2
-        inner = slice(start, start + side)
-        out[:, :, inner, inner] = rows.reshape(len(tiles), channels, side, side)
-        return out
-
-
-def _layer(colour: Tensor, opacity: Tensor) -> Tensor:
-    """Colour times opacity, and opacity, as four channels."""
-    return torch.cat([colour * opacity[:, None], opacity[:, None]], 1)
 
 
 def _listed(things: list[str]) -> str:
