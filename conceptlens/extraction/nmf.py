@@ -11,6 +11,7 @@ from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from torch import Tensor
 
 from .base import check_rows, like
+from .implicit import implicit_nnls
 from .nnls import nnls
 
 # A few sweeps over the k components cost little beside the two products with the data.
@@ -90,9 +91,9 @@ class NMF(BaseEstimator):
         return like(self._factorise(self._check_fit(a), start), a)
 
     def transform(self, a: Any) -> Any:
-        """Return the exact nonnegative least-squares codes ``(n, k)`` of rows ``(n, C)``."""
+        """Return the exact nonnegative least-squares codes ``(n, k)`` of rows; differentiable."""
         rows = self._check_transform(a)
-        return like(nnls(rows, self._dictionary(rows)), a)
+        return like(implicit_nnls(rows, self._dictionary(rows)), a)
 
     def inverse_transform(self, u: Any) -> Any:
         """Return the rows ``(n, C)`` that codes ``(n, k)`` stand for; differentiable."""
