@@ -1,8 +1,29 @@
 """Metrics of extractions, importances, maps and whole explanations, as plain functions."""
 
+from .concept_based import GlobalAgreement, cem, cgim, clm
+from .extraction import (
+    coherence,
+    frechet_distance,
+    gini,
+    hoyer,
+    l0,
+    ood_score,
+    r2,
+    relative_error,
+    wasserstein,
+)
 from .faithfulness import Curve, c_deletion, c_insertion, c_mu_fidelity, complexity
 from .matching import match
 from .places import iou, pointing_game, relevance_inside
+from .probe import (
+    HUMAN_LIMIT,
+    Learnability,
+    ProbeSensitivity,
+    learnability,
+    normalised_ap,
+    probe_sensitivity,
+    simplicity_curve,
+)
 from .recovery import (
     MapRecovery,
     Recovery,
@@ -12,22 +33,48 @@ from .recovery import (
     recovery,
 )
 from .result import Estimate
+from .stability import Stability, match_dictionaries, stability
+from .surrogate import surrogate_faithfulness
 
 __all__ = [
+    "HUMAN_LIMIT",
     "Curve",
     "Estimate",
+    "GlobalAgreement",
+    "Learnability",
     "MapRecovery",
+    "ProbeSensitivity",
     "Recovery",
+    "Stability",
     "aucs",
     "c_deletion",
     "c_insertion",
     "c_mu_fidelity",
+    "cem",
+    "cgim",
+    "clm",
+    "coherence",
     "complexity",
+    "frechet_distance",
+    "gini",
+    "hoyer",
     "importance_recovery",
     "iou",
+    "l0",
+    "learnability",
     "map_recovery",
     "match",
+    "match_dictionaries",
+    "normalised_ap",
+    "ood_score",
     "pointing_game",
+    "probe_sensitivity",
+    "r2",
     "recovery",
+    "relative_error",
     "relevance_inside",
+    "simplicity_curve",
+    "stability",
+    "surrogate_faithfulness",
+    "wasserstein",
 ]

@@ -21,7 +21,7 @@ from .result import Estimate
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SCORES = ("logit", "probability")
+SCORES = ("logit", "probability", "decision")
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,9 +33,9 @@ class Curve:
     per_image : Tensor
         ``(n, k + 1)`` in float64: the score after 0, 1, …, k concepts.
     name : str
-        ``"C-Deletion"`` or ``"C-Insertion"``.
+        Such as ``"C-Deletion"``.
     score : str
-        ``"logit"`` or ``"probability"``.
+        What the values are, such as ``"logit"``.
     """
 
     per_image: Tensor
@@ -107,8 +107,8 @@ def c_deletion(
     importance : Importance or Tensor
         One order for all pictures, ``(k,)`` (an `Importance` stands for its ``values``), or one
         a picture, ``(n, k)``, such as ``importance.per_image``. Equal concepts keep their order.
-    score : {"logit", "probability"}
-        What is followed.
+    score : {"logit", "probability", "decision"}
+        What is followed; a decision is 1 where the class has the highest logit, else 0.
     batch_size : int
         The most code grids given to ``classify`` at once.
 
@@ -256,6 +256,8 @@ def _masked_scores(
         if index >= logits.shape[1]:
             raise ValueError(f"class {index} does not exist: there are {logits.shape[1]}")
         logits = logits.double()
+        if score == "decision":
+            return (logits.argmax(1) == index).double().cpu()
         return (logits.softmax(1) if score == "probability" else logits)[:, index].cpu()
 
     with torch.no_grad():
