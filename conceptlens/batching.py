@@ -8,8 +8,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .progress import bar
 
-def in_batches(fn: Callable[[Tensor], Tensor], rows: Tensor, batch_size: int) -> Tensor:
+
+def in_batches(
+    fn: Callable[[Tensor], Tensor], rows: Tensor, batch_size: int, unit: str | None = None
+) -> Tensor:
     """Apply `fn` to consecutive slices of `rows` and concatenate what it returns.
 
     Parameters
@@ -21,6 +25,8 @@ def in_batches(fn: Callable[[Tensor], Tensor], rows: Tensor, batch_size: int) ->
     batch_size : int
         The most rows `fn` is given at once. When the device runs out of memory the batch is
         halved for the rest of the call, with a warning that says so.
+    unit : str, optional
+        What the rows are, for a progress bar. Default: no bar.
 
     Raises
     ------
@@ -33,18 +39,20 @@ def in_batches(fn: Callable[[Tensor], Tensor], rows: Tensor, batch_size: int) ->
         raise ValueError("there are no rows to work on: the input is empty")
     parts: list[Tensor] = []
     start = 0
-    while start < len(rows):
-        try:
-            parts.append(fn(rows[start : start + batch_size]))
-        except torch.OutOfMemoryError:
-            if batch_size == 1:
-                raise
-            batch_size //= 2
-            warnings.warn(
-                f"out of memory: going on with batches of {batch_size}",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-            continue
-        start += batch_size
+    with bar("conceptlens", len(rows), unit or "", hidden=unit is None) as progress:
+        while start < len(rows):
+            try:
+                parts.append(fn(rows[start : start + batch_size]))
+            except torch.OutOfMemoryError:
+                if batch_size == 1:
+                    raise
+                batch_size //= 2
+                warnings.warn(
+                    f"out of memory: going on with batches of {batch_size}",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+                continue
+            progress.update(min(batch_size, len(rows) - start))
+            start += batch_size
     return parts[0] if len(parts) == 1 else torch.cat(parts)

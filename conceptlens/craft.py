@@ -17,6 +17,7 @@ from .images import Pictures, crops, denormalise
 from .importance.sobol import sobol
 from .maps import codes_on_grid
 from .model import DictionaryModel
+from .progress import bar
 
 if TYPE_CHECKING:
     from .extraction.base import Extractor
@@ -158,10 +159,12 @@ class CRAFT:
         source = images if isinstance(images, Pictures) else Pictures(images, bb.transform)
         names: list[str] = []
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
-        for indices, batch in source.batches(self.batch_size):
-            names += [source.names[i] for i in indices]
-            a = in_batches(bb.activations, batch, self.batch_size)
-            parts.append((batch, a, in_batches(bb.head, a, self.batch_size)))
+        with bar("conceptlens", len(source), "pictures") as progress:
+            for indices, batch in source.batches(self.batch_size):
+                names += [source.names[i] for i in indices]
+                a = in_batches(bb.activations, batch, self.batch_size)
+                parts.append((batch, a, in_batches(bb.head, a, self.batch_size)))
+                progress.update(len(batch))
         x, activations, logits = map(torch.cat, zip(*parts, strict=True))
         predicted = logits.argmax(1)
         n_classes = logits.shape[1]
@@ -191,7 +194,7 @@ class CRAFT:
         """Fit the dictionary on the crops; return codes, boxes, owners, dictionary and error."""
         patches, boxes, owners = crops(pictures.x, self.patch_size)
         size = pictures.x.shape[-2:]
-        rows = in_batches(lambda p: self._pooled(p, size), patches, self.batch_size)
+        rows = in_batches(lambda p: self._pooled(p, size), patches, self.batch_size, "crops")
         extractor = self.extractor
         if extractor is None:
             extractor = NMF(self.n_concepts, random_state=self.seed)

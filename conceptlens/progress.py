@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 
-def bar(description: str, total: int, unit: str) -> Any:
+def bar(description: str, total: int, unit: str, *, hidden: bool = False) -> Any:
     """Return a bar to be advanced by ``update``, inside ``with``.
 
     It is tqdm's, in terminals and notebooks alike, and shows once the work has lasted a second;
-    ``TQDM_DISABLE=1`` silences it.
+    ``TQDM_DISABLE=1`` silences it, and a `hidden` one never shows.
     """
     from tqdm.auto import tqdm
 
-    return tqdm(desc=description, total=total, unit=unit, delay=1.0, leave=False)
+    # Only a hidden bar says so: a given False would outvote the environment variable.
+    options: dict[str, Any] = {"disable": True} if hidden else {}
+    return tqdm(desc=description, total=total, unit=f" {unit}", delay=1.0, leave=False, **options)
