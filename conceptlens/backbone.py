@@ -236,8 +236,16 @@ class Backbone:
                 f"with {cut.recording.input_shape}: resize them or make another Backbone"
             )
         with self._running(x):
-            output = run_trunk(self.model, cut.layer, cut.recording.n_calls, x)
-            return self._result(cut.layout.to_positions(_the_tensor(output)))
+            return self.trunk(x)
+
+    def trunk(self, x: Tensor) -> Tensor:
+        """Run the trunk as `activations` does, in whatever state the model and autograd are.
+
+        For modules that are built on a cut network and may themselves be cut further up.
+        """
+        cut = self._ready()
+        output = run_trunk(self.model, cut.layer, cut.recording.n_calls, x)
+        return self._result(cut.layout.to_positions(_the_tensor(output)))
 
     def head(self, a: Tensor) -> Tensor:
         """Run only what lies after the cut: ``(B, P, C)`` → logits ``(B, n_classes)``."""

@@ -11,9 +11,9 @@ from torch import Tensor
 from ._version import __version__
 from .backbone import Backbone
 from .batching import in_batches
-from .explanation import Concept, Crop, Explanation
+from .explanation import Concept, Crop, CropSet, Explanation
 from .extraction.nmf import NMF
-from .images import Pictures, crops, denormalise
+from .images import Pictures, crops, denormalise, resize
 from .importance.sobol import sobol
 from .maps import codes_on_grid
 from .model import DictionaryModel
@@ -39,11 +39,11 @@ class _ClassPictures:
 
 
 class CRAFT:
-    """Concept recursive activation factorisation, without the recursion.
+    """Concept recursive activation factorisation.
 
     Crops of the class's pictures are put through the trunk, their activations are factorised
     into concepts, and each concept's total Sobol index tells how much of the class's score it
-    decides.
+    decides. `decompose` is the recursion: it splits a concept at an earlier layer.
 
     Parameters
     ----------
@@ -107,7 +107,7 @@ class CRAFT:
             finite, and when the extractor needs nonnegative activations and the layer has others.
         """
         pictures = self._select(images, target, predicted_only)
-        crop_codes, boxes, owners, extractor, crop_error = self._extract(pictures)
+        extractor, crop_set = self._extract(pictures)
         cm = DictionaryModel(self.backbone, extractor)
         codes = in_batches(
             lambda a: extractor.transform(a.flatten(0, 1)).unflatten(0, a.shape[:2]),
@@ -128,7 +128,7 @@ class CRAFT:
                 name=cm.concept_names[i],
                 importance=float(importance.values[i]),
                 stderr=float(importance.stderr[i]),
-                crops=_best_crops(crop_codes[:, i], boxes, owners),
+                crops=_best_crops(crop_set.codes[:, i], crop_set.boxes, crop_set.owners),
             )
             for i in importance.order
         ]
@@ -143,11 +143,14 @@ class CRAFT:
             components=torch.as_tensor(extractor.components_).cpu(),
             scores=pictures.logits.softmax(1)[:, pictures.target].cpu(),
             metrics={
-                "crop reconstruction error": crop_error,
+                "crop reconstruction error": _relative_error(
+                    crop_set.rows, extractor.inverse_transform(crop_set.codes)
+                ),
                 **self._fidelity(cm, codes, pictures),
             },
-            provenance=self._provenance(pictures, len(boxes), importance.method, extractor),
+            provenance=self._provenance(pictures, crop_set, importance.method, extractor),
             model=cm,
+            crop_set=crop_set,
         )
 
     def _select(
@@ -190,26 +193,25 @@ class CRAFT:
             n_given=len(names),
         )
 
-    def _extract(self, pictures: _ClassPictures) -> tuple[Tensor, Tensor, Tensor, Extractor, float]:
-        """Fit the dictionary on the crops; return codes, boxes, owners, dictionary and error."""
+    def _extract(self, pictures: _ClassPictures) -> tuple[Extractor, CropSet]:
+        """Fit the dictionary on the crops."""
         patches, boxes, owners = crops(pictures.x, self.patch_size)
-        size = pictures.x.shape[-2:]
-        rows = in_batches(lambda p: self._pooled(p, size), patches, self.batch_size, "crops")
+        height, width = pictures.x.shape[-2:]
+        rows = in_batches(
+            lambda p: self._pooled(p, (height, width)), patches, self.batch_size, "crops"
+        )
         extractor = self.extractor
         if extractor is None:
             extractor = NMF(self.n_concepts, random_state=self.seed)
         if extractor.requires_nonnegative and rows.min() < 0:
             raise ValueError(self._sign_error(float(rows.min())))
         codes = extractor.fit_transform(rows)
-        error = _relative_error(rows, extractor.inverse_transform(codes))
-        return codes, boxes, owners, extractor, error
+        return extractor, CropSet(pictures.x, boxes, owners, rows, codes)
 
-    def _pooled(self, patches: Tensor, size: torch.Size) -> Tensor:
+    def _pooled(self, patches: Tensor, size: tuple[int, int]) -> Tensor:
         """The activations of crops resized to the network's input, averaged over the grid."""
-        resized = torch.nn.functional.interpolate(
-            patches, tuple(size), mode="bilinear", align_corners=False
-        )
-        return self.backbone.activations(resized)[:, self.backbone.n_prefix :].mean(1)
+        a = self.backbone.activations(resize(patches, size))
+        return a[:, self.backbone.n_prefix :].mean(1)
 
     def _sign_error(self, lowest: float) -> str:
         layers = [
@@ -245,7 +247,7 @@ class CRAFT:
         return f"class {index}" if names is None else names[index]
 
     def _provenance(
-        self, pictures: _ClassPictures, n_crops: int, method: str, extractor: Extractor
+        self, pictures: _ClassPictures, crop_set: CropSet, method: str, extractor: Extractor
     ) -> dict[str, Any]:
         return {
             "conceptlens": __version__,
@@ -258,7 +260,7 @@ class CRAFT:
             "importance": method,
             "designs": self.n_designs,
             "patch size": self.patch_size,
-            "crops": n_crops,
+            "crops": len(crop_set.boxes),
             "pictures given": pictures.n_given,
             "pictures used": len(pictures.names),
             "seed": self.seed,

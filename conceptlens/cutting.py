@@ -126,13 +126,16 @@ def run_trunk(model: nn.Module, layer: str, n_calls: int, x: Tensor) -> Any:
         nonlocal calls
         calls += 1
         if calls == n_calls:
-            raise _Reached(output)
+            raise _Reached(stop, output)
 
     handle = model.get_submodule(layer).register_forward_hook(stop)
     try:
         model(x)
     except _Reached as reached:
-        return reached.args[0]
+        whose, output = reached.args
+        if whose is not stop:  # a cut further up, in a model that holds this one
+            raise
+        return output
     finally:
         handle.remove()
     raise ValueError(

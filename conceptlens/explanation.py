@@ -70,6 +70,29 @@ class Concept:
 
 
 @dataclass(frozen=True, eq=False)
+class CropSet:
+    """All crops that a dictionary was learnt from.
+
+    Attributes
+    ----------
+    x : Tensor
+        The pictures as the network takes them, ``(n, 3, H, W)``.
+    boxes, owners : Tensor
+        Of each of the m crops its box ``(m, 4)`` and its picture ``(m,)``.
+    rows : Tensor
+        Their activations, averaged over the grid, ``(m, C)``.
+    codes : Tensor
+        Their codes, ``(m, k)``.
+    """
+
+    x: Tensor
+    boxes: Tensor
+    owners: Tensor
+    rows: Tensor
+    codes: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class Explanation:
     """The concepts that a classifier uses for one class.
 
@@ -95,8 +118,12 @@ class Explanation:
         How faithful the concepts are, by name.
     provenance : dict
         How it was made.
+    subconcepts : dict of int to Explanation
+        For a concept, by its index, what it is made of at an earlier layer; see `decompose`.
     model : ConceptModel or None
         The classifier in concept space, for maps of other pictures; not saved.
+    crop_set : CropSet or None
+        The crops, for `decompose`; not saved.
     """
 
     target: str
@@ -109,7 +136,9 @@ class Explanation:
     scores: Tensor
     metrics: dict[str, float]
     provenance: dict[str, Any]
-    model: ConceptModel | None = field(default=None, repr=False)
+    subconcepts: dict[int, Explanation] = field(default_factory=dict)
+    model: ConceptModel | None = None
+    crop_set: CropSet | None = None
 
     def maps(self, x: Tensor) -> Tensor:
         """Map the concepts over other pictures: ``(B, 3, H, W)`` → ``(B, k, H, W)``."""
@@ -166,7 +195,10 @@ class Explanation:
             "picture_names": self.picture_names,
             "metrics": self.metrics,
             "provenance": self.provenance,
+            "subconcepts": sorted(self.subconcepts),
         }
+        for index, part in self.subconcepts.items():
+            part.save(folder / _part_name(index))
         text = json.dumps(record, indent=1, ensure_ascii=False)
         write_atomically(folder / "explanation.json", text.encode())
         return folder
@@ -200,6 +232,7 @@ class Explanation:
             method, target = str(record["method"]), str(record["target"])
             concept_names = [str(name) for name in record["concept_names"]]
             metrics, provenance = dict(record["metrics"]), dict(record["provenance"])
+            parts = [int(index) for index in record["subconcepts"]]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is not an explanation of this version: {error!r}") from error
         tensors = _read_tensors(folder / "tensors.safetensors")
@@ -215,9 +248,12 @@ class Explanation:
             concepts=concepts,
             pictures=torch.stack([_read_png(file) for file in files]),
             picture_names=names,
-            **{name: tensors[name] for name in TENSORS},
+            concept_maps=tensors["concept_maps"],
+            components=tensors["components"],
+            scores=tensors["scores"],
             metrics=metrics,
             provenance=provenance,
+            subconcepts={i: cls.load(folder / _part_name(i)) for i in parts},
             model=model,
         )
 
@@ -227,7 +263,8 @@ class Explanation:
             f"Explanation of {self.target!r}: {len(self.concepts)} concepts from "
             f"{len(self.pictures)} pictures, importance by {self.importance.method}"
         )
-        return "\n".join([head, *rows])
+        parts = (repr(part).replace("\n", "\n  ") for part in self.subconcepts.values())
+        return "\n".join([head, *rows, *parts])
 
     def _repr_html_(self) -> str:
         from .report import data_uri
@@ -257,6 +294,10 @@ def png(picture: Tensor) -> bytes:
 
 def _file_name(i: int) -> str:
     return f"{i:05d}.png"
+
+
+def _part_name(index: int) -> str:
+    return f"concept-{index}"
 
 
 def _concept(record: dict[str, Any]) -> Concept:

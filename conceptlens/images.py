@@ -273,6 +273,11 @@ def crops(x: Tensor, patch_size: int, stride: int | None = None) -> tuple[Tensor
     return patches.flatten(0, 1), boxes.repeat(len(x), 1), owners
 
 
+def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize pictures ``(B, 3, h, w)`` to ``size``, bilinearly."""
+    return torch.nn.functional.interpolate(x, size, mode="bilinear", align_corners=False)
+
+
 def _starts(length: int, patch: int, stride: int) -> list[int]:
     starts = list(range(0, length - patch + 1, stride))
     return starts if starts[-1] == length - patch else [*starts, length - patch]

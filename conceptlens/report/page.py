@@ -70,15 +70,18 @@ def _lead(explanation: Explanation) -> str:
     )
 
 
-def _concepts(explanation: Explanation) -> list[dict[str, Any]]:
-    """One card a concept; bars are in percent of the longest, whiskers included."""
+def _concepts(explanation: Explanation, within: str = "") -> list[dict[str, Any]]:
+    """One card a concept; bars are in percent of the longest, whiskers included.
+
+    A card's sub-concepts are cards of their own, whose ids begin with the card's.
+    """
     ends = [c.importance + c.stderr for c in explanation.concepts]
     unit = 100 / max([*ends, 1e-12])
     leading = explanation.importance.per_image.argmax(1)
     return [
         {
             "name": concept.name,
-            "id": f"concept-{concept.index}",
+            "id": f"{within}concept-{concept.index}",
             "colour": colour(rank),
             "importance": concept.importance,
             "stderr": concept.stderr,
@@ -94,8 +97,11 @@ def _concepts(explanation: Explanation) -> list[dict[str, Any]]:
                 }
                 for crop in concept.crops[:N_CROPS]
             ],
+            "part": part,
+            "parts": _concepts(part, f"{within}concept-{concept.index}-") if part else [],
         }
         for rank, concept in enumerate(explanation.concepts)
+        for part in [explanation.subconcepts.get(concept.index)]
     ]
 
 
