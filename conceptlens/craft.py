@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,15 +12,13 @@ from ._version import __version__
 from .backbone import Backbone
 from .batching import in_batches
 from .explanation import Concept, Crop, CropSet, Explanation
+from .extraction import Extractor, as_extractor
 from .extraction.nmf import NMF
 from .images import Pictures, crops, denormalise, resize
 from .importance.sobol import sobol
 from .maps import codes_on_grid
 from .model import DictionaryModel
 from .progress import bar
-
-if TYPE_CHECKING:
-    from .extraction.base import Extractor
 
 # Crops that overlap more than this show the same thing; a gallery needs only one of them.
 MAX_OVERLAP = 0.3
@@ -53,7 +51,7 @@ class CRAFT:
         Number k of concepts.
     patch_size : int
         Side of the square crops in pixels of the network's input; stride 0.8 × `patch_size`.
-    extractor : Extractor, optional
+    extractor : Extractor or scikit-learn estimator, optional
         Default: ``NMF(n_concepts, random_state=seed)``, which needs a layer after a ReLU.
     n_designs : int
         Number N of design points of the Sobol indices, a power of two.
@@ -81,7 +79,7 @@ class CRAFT:
         self.backbone = backbone
         self.n_concepts = n_concepts
         self.patch_size = patch_size
-        self.extractor = extractor
+        self.extractor = None if extractor is None else as_extractor(extractor)
         self.n_designs = n_designs
         self.batch_size = batch_size
         self.seed = seed

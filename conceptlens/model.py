@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
 from .backbone import Backbone
-
-if TYPE_CHECKING:
-    from .extraction.base import Extractor
+from .extraction import Extractor, as_extractor
 
 
 @runtime_checkable
@@ -52,7 +50,7 @@ class DictionaryModel:
     ----------
     backbone : Backbone
         The classifier, cut at a layer.
-    extractor : Extractor
+    extractor : Extractor or scikit-learn estimator
         Fitted on the activations of that layer.
     concept_names : sequence of str, optional
         Default: "concept 0", "concept 1", ...
@@ -61,6 +59,7 @@ class DictionaryModel:
     def __init__(
         self, backbone: Backbone, extractor: Extractor, concept_names: Sequence[str] | None = None
     ) -> None:
+        extractor = as_extractor(extractor)
         k = len(extractor.components_)
         names = [f"concept {i}" for i in range(k)] if concept_names is None else concept_names
         if len(names) != k:

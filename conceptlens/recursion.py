@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from sklearn.base import clone
@@ -107,7 +108,7 @@ def decompose(
         ),
         n_concepts,
         patch_size=min(x.shape[-2:]),
-        extractor=clone(cm.extractor).set_params(n_components=n_concepts),
+        extractor=_alike(cm.extractor, n_concepts),
         n_designs=n_designs,
         batch_size=batch_size,
         seed=seed,
@@ -160,6 +161,13 @@ def _index(concept: int | str, names: list[str]) -> int:
     if isinstance(concept, int) and 0 <= concept < len(names):
         return concept
     raise ValueError(f"unknown concept {concept!r}: there are {names}")
+
+
+def _alike(extractor: Any, k: int) -> Any:
+    """An unfitted extractor of the same settings with k concepts."""
+    sizes = ("n_components", "n_clusters")
+    (size,) = (name for name in extractor.get_params() if name.rpartition("__")[2] in sizes)
+    return clone(extractor).set_params(**{size: k})
 
 
 def _inside(scores: ConceptScores, layer: str) -> str:

@@ -194,7 +194,8 @@ class ActivationStore:
             if shuffle:
                 pool = pool[torch.randperm(len(pool), generator=generator)]
             whole = len(pool) // batch_size * batch_size
-            yield from pool[:whole].split(batch_size)
+            if whole:  # an empty tensor would be split into one empty batch
+                yield from pool[:whole].split(batch_size)
             rest = pool[whole:].clone()
         if len(rest):
             yield rest

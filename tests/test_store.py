@@ -65,6 +65,10 @@ def test_vectors_are_all_rows_shuffled_by_the_seed(tmp_path):
     assert torch.equal(mixed.sum(1).sort().values, plain.sum(1).sort().values)
 
 
+def test_a_batch_larger_than_the_store_is_all_of_it(tmp_path):
+    assert [len(b) for b in build(tmp_path).vectors(10**6)] == [50 * 64]
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision(tmp_path, dtype):
     store = build(tmp_path, dtype=dtype)

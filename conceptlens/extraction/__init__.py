@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 
 from .base import Extractor
 from .nmf import NMF
+from .scikit import ScikitExtractor, as_extractor
 from .semi_nmf import SemiNMF
+
+__all__ = ["EXTRACTORS", "Extractor", "as_extractor"]
+
+
+def _scikit(module: str, name: str) -> Callable[[int, int], Extractor]:
+    def make(k: int, seed: int) -> Extractor:
+        estimator = getattr(import_module(f"sklearn.{module}"), name)
+        return ScikitExtractor(estimator(k, random_state=seed))
+
+    return make
+
 
 EXTRACTORS: dict[str, Callable[[int, int], Extractor]] = {
     "nmf": lambda k, seed: NMF(k, random_state=seed),
     "semi-nmf": lambda k, seed: SemiNMF(k, random_state=seed),
+    "pca": _scikit("decomposition", "PCA"),
+    "ica": _scikit("decomposition", "FastICA"),
+    "kmeans": _scikit("cluster", "KMeans"),
+    "dictionary-learning": _scikit("decomposition", "MiniBatchDictionaryLearning"),
 }

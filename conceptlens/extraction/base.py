@@ -6,6 +6,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
+from sklearn.exceptions import NotFittedError
 from torch import Tensor
 
 Rows = TypeVar("Rows", Tensor, np.ndarray)
@@ -16,17 +17,18 @@ class Extractor(Protocol):
 
     Attributes
     ----------
-    requires_nonnegative : bool
-        Whether it refuses activations below zero.
     components_ : Tensor
         The dictionary ``(k, C)``, once fitted.
     """
 
-    requires_nonnegative: bool
+    @property
+    def requires_nonnegative(self) -> bool:
+        """Whether it refuses activations below zero."""
+
     components_: Any
 
     def fit(self, a: Any) -> Any:
-        """Learn the dictionary from rows ``(n, C)``."""
+        """Learn the dictionary from rows ``(n, C)`` or from an `ActivationStore`."""
 
     def fit_transform(self, a: Any) -> Any:
         """Learn the dictionary and return the codes ``(n, k)``."""
@@ -49,6 +51,19 @@ def check_rows(a: Any, name: str = "a") -> Tensor:
         rows = rows.float()
     if not torch.isfinite(rows).all():
         raise ValueError(f"{name} holds NaN or infinite values: {int((~rows.isfinite()).sum())}")
+    return rows
+
+
+def check_transform(extractor: Any, a: Any) -> Tensor:
+    """Return `a` as `check_rows` does, with as many channels as the fitted `extractor` has."""
+    if not hasattr(extractor, "components_"):
+        name = type(getattr(extractor, "estimator", extractor)).__name__
+        raise NotFittedError(f"this {name} is not fitted yet: call fit first")
+    rows = check_rows(a)
+    if rows.shape[1] != extractor.n_features_in_:
+        raise ValueError(
+            f"rows have {rows.shape[1]} channels, the dictionary has {extractor.n_features_in_}"
+        )
     return rows
 
 
