@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import mse_loss
 
 # By name: "encoder" W (k, C), "encoder_bias" c (k,), "components" V (k, C), "intercept" b (C,),
 # and what the variant adds.
@@ -66,4 +67,4 @@ def preactivations(w: Weights, a: Tensor) -> Tensor:
 
 def squared_error(w: Weights, a: Tensor, u: Tensor) -> Tensor:
     """‖a − â‖², summed over rows."""
-    return (a - torch.addmm(w["intercept"], u, w["components"])).square().sum()
+    return mse_loss(torch.addmm(w["intercept"], u, w["components"]), a, reduction="sum")

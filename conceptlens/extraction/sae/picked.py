@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import mse_loss
 
 from .formulas import Outcome, Step, Weights, preactivations
 from .sparse import Picks, decode, encode, top_k, top_of_batch
@@ -57,13 +58,13 @@ def _loss(
         z = torch.addmm(w["encoder_bias"], centred, w["encoder"].T)
         picks = pick(z)
     values = encode(centred, w["encoder"], w["encoder_bias"], z, picks).relu()
-    rest, errors = centred, []
-    for part, inside in _rings(picks, n_nested):
-        rest = rest - decode(values[inside], part, w["components"])
-        errors.append(rest.square().sum())
+    parts = (decode(values[inside], p, w["components"]) for p, inside in _rings(picks, n_nested))
+    nested = list(accumulate(parts))
+    errors = [mse_loss(decoded, centred, reduction="sum") for decoded in nested]
     loss = torch.stack(errors).mean()
     if len(step.dead):
-        loss = loss + DEAD_WEIGHT * _dead_error(w, centred, z, rest.detach(), step.dead)
+        rest = (centred - nested[-1]).detach()
+        loss = loss + DEAD_WEIGHT * _dead_error(w, centred, z, rest, step.dead)
     active = torch.bincount(picks.units[values.detach() > 0], minlength=picks.shape[1])
     return Outcome(loss / (step.n * a.shape[1]), errors[-1].detach(), active)
 
@@ -84,4 +85,4 @@ def _dead_error(w: Weights, centred: Tensor, z: Tensor, rest: Tensor, dead: Tens
     few = top_k(z[:, dead], min(len(dead), centred.shape[1] // 2))
     picks = Picks(few.rows, dead[few.units], (z.shape[0], z.shape[1]))
     values = encode(centred, w["encoder"], w["encoder_bias"], z, picks).relu()
-    return (rest - decode(values, picks, w["components"])).square().sum()
+    return mse_loss(decode(values, picks, w["components"]), rest, reduction="sum")

@@ -147,15 +147,17 @@ class Training:
         self.active = torch.zeros_like(self.silent)
         self.rows = 0
 
-    def _figures(self) -> dict[str, float]:
-        error = float(self.error)
-        if error != error or error == float("inf"):
+    def _check_finite(self) -> None:
+        if not self.error.isfinite():
             raise FloatingPointError(
                 f"the loss is not finite after {self.number} steps: lower learning_rate="
                 f"{self.settings.learning_rate}"
             )
+
+    def _figures(self) -> dict[str, float]:
+        self._check_finite()
         return {
-            "r2": 1 - error / self.rows / self.variance,
+            "r2": 1 - float(self.error) / self.rows / self.variance,
             "l0": float(self.active.sum()) / self.rows,
             "dead": float((self.active == 0).double().mean()),
         }
@@ -199,7 +201,7 @@ class Training:
 
     def keep(self, folder: Path) -> None:
         """Write all that the next step depends on, from process 0."""
-        self._figures()  # what is not finite is not kept
+        self._check_finite()
         if rank() == 0:
             checkpoint.write(folder, self._tensors(), self._record())
 
@@ -245,8 +247,8 @@ class Training:
 def _remove_parallel(dictionary: Tensor) -> None:
     """Take from the gradient what would only change the norms of the rows."""
     gradient: Any = dictionary.grad
-    along = torch.linalg.vecdot(gradient, dictionary)
-    gradient.addcmul_(along[:, None], dictionary, value=-1)
+    along = torch.bmm(gradient[:, None], dictionary[..., None])[:, 0]
+    gradient.addcmul_(along, dictionary, value=-1)
 
 
 def start(settings: Settings, intercept: Tensor) -> Weights:
