@@ -64,7 +64,7 @@ def _loss(
     loss = torch.stack(errors).mean()
     if len(step.dead):
         rest = (centred - nested[-1]).detach()
-        loss = loss + DEAD_WEIGHT * _dead_error(w, centred, z, rest, step.dead)
+        loss = loss + DEAD_WEIGHT * _dead_error(w, centred, z, rest, step)
     active = torch.bincount(picks.units[values.detach() > 0], minlength=picks.shape[1])
     return Outcome(loss / (step.n * a.shape[1]), errors[-1].detach(), active)
 
@@ -80,9 +80,12 @@ def _rings(picks: Picks, n_nested: int) -> Iterator[tuple[Picks, Any]]:
         yield Picks(picks.rows[inside], picks.units[inside], picks.shape), inside
 
 
-def _dead_error(w: Weights, centred: Tensor, z: Tensor, rest: Tensor, dead: Tensor) -> Tensor:
-    """‖rest − r̂‖² where r̂ decodes the largest codes of the dead units."""
-    few = top_k(z[:, dead], min(len(dead), centred.shape[1] // 2))
-    picks = Picks(few.rows, dead[few.units], (z.shape[0], z.shape[1]))
+def _dead_error(w: Weights, centred: Tensor, z: Tensor, rest: Tensor, step: Step) -> Tensor:
+    """‖rest − r̂‖² where r̂ decodes the dead units' largest codes, as many as a row has live ones.
+
+    The paper takes C / 2 of them, which costs more than all else and revives no more units.
+    """
+    few = top_k(z[:, step.dead], min(len(step.dead), int(step.sparsity)))
+    picks = Picks(few.rows, step.dead[few.units], (z.shape[0], z.shape[1]))
     values = encode(centred, w["encoder"], w["encoder_bias"], z, picks).relu()
     return mse_loss(decode(values, picks, w["components"]), rest, reduction="sum")
