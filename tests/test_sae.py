@@ -538,6 +538,8 @@ def fit_all():
 def fit_all_then_die():
     """What `fit_all` gives, and what a fit raises of which process 1 dies after 25 steps."""
     fits = fit_all()
+    with pytest.raises(ValueError, match="different rows"):
+        small().fit(distributed.share_of(planted(999)[0]))
     training.SECONDS = -1.0
     step = training.Training._step
 

@@ -52,6 +52,7 @@ class Training:
         self.variant = VARIANTS[settings.variant]
         n, c = vectors.shape
         mean, power, variance = vectors.moments(settings.random_state)
+        _agree([n, power], "the processes were given different rows: give all of them to each")
         self.scale = (c / power) ** 0.5
         self.variance = variance * self.scale**2
         self.weights = start(settings, (mean * self.scale).to(device))
@@ -224,9 +225,7 @@ class Training:
                     tensor.copy_(tensors[name])
                 for w in self.learnt.values():
                     self.adam.state[w]["step"].fill_(self.number)
-        total = all_reduce_(torch.tensor(self.number, device=self.silent.device))
-        if int(total) != self.number * world_size():
-            raise ValueError(f"the processes see different checkpoints in {folder}: share the disk")
+        _agree([self.number], f"the processes see different files in {folder}: share the disk")
 
     def _tensors(self) -> dict[str, Tensor]:
         tensors = {f"weights.{name}": w.detach() for name, w in self.weights.items()}
@@ -242,6 +241,13 @@ class Training:
             "rows": self.rows,
             "history": self.history,
         }
+
+
+def _agree(figures: list[float], complaint: str) -> None:
+    """Raise the complaint in a process whose figures are not those of all."""
+    own = torch.tensor(figures, dtype=torch.float64)
+    if not torch.allclose(all_reduce_(own.clone()), world_size() * own, rtol=1e-12, atol=0):
+        raise ValueError(complaint)
 
 
 def _remove_parallel(dictionary: Tensor) -> None:
