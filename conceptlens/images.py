@@ -69,7 +69,8 @@ class Pictures(Dataset[Tensor]):
     Attributes
     ----------
     names : list of str
-        Paths relative to the folder, or "picture 0", "picture 1", ...
+        Paths relative to the folder, a Dataset's ``picture_names``, or "picture 0", "picture 1",
+        ...
     """
 
     def __init__(self, images: Any, transform: Transform | None = None) -> None:
@@ -88,6 +89,7 @@ class Pictures(Dataset[Tensor]):
             self.names = [path.relative_to(folder).as_posix() for path in images]
         elif hasattr(images, "__getitem__") and hasattr(images, "__len__"):
             listed = images if isinstance(images, Sequence) else range(len(images))
+            listed = getattr(images, "picture_names", listed)
             self.names = [
                 str(item) if isinstance(item, (str, Path)) else f"picture {i}"
                 for i, item in enumerate(listed)
