@@ -1,6 +1,29 @@
 """Pictures with planted concepts, and readers of the field's data sets."""
 
+from .awa2 import AwA2
+from .base import ConceptDataset, Places
+from .broden import Broden
+from .celeba import CelebA
+from .cub import CUB
+from .derm7pt import Derm7pt
 from .planted import Planted, PlantedConcepts
 from .rules import Formula, Rule, Votes
+from .tables import DatasetError
+from .textile import Textile
 
-__all__ = ["Formula", "Planted", "PlantedConcepts", "Rule", "Votes"]
+__all__ = [
+    "CUB",
+    "AwA2",
+    "Broden",
+    "CelebA",
+    "ConceptDataset",
+    "DatasetError",
+    "Derm7pt",
+    "Formula",
+    "Places",
+    "Planted",
+    "PlantedConcepts",
+    "Rule",
+    "Textile",
+    "Votes",
+]
