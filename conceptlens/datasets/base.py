@@ -45,7 +45,7 @@ class ConceptDataset(Dataset[tuple[Any, int, Tensor]]):
 
     Attributes
     ----------
-    names : list of str
+    picture_names : list of str
         The pictures' paths relative to the folder.
     paths : list of str
         The pictures' paths.
@@ -76,8 +76,8 @@ class ConceptDataset(Dataset[tuple[Any, int, Tensor]]):
         class_concepts: np.ndarray | None = None,
         groups: Mapping[str, list[int]] | None = None,
     ) -> None:
-        self.names = [str(name) for name in names]
-        self.paths = [str(folder / name) for name in self.names]
+        self.picture_names = [str(name) for name in names]
+        self.paths = [str(folder / name) for name in self.picture_names]
         self.labels = torch.as_tensor(labels, dtype=torch.int64)
         # Where labels must be read picture by picture, the function that does, until all are read.
         self._concepts = concepts if callable(concepts) else _floats(concepts)

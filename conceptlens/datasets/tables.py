@@ -168,7 +168,8 @@ def read_matrix(path: Path, n_rows: int, n_columns: int) -> np.ndarray:
     """Read a table of numbers ``(n_rows, n_columns)`` without names."""
     table = read_table(path, {str(j): float for j in range(n_columns)})
     if len(table) != n_rows:
-        raise table.error(len(table) - 1, f"the file ends at row {len(table)} of {n_rows}")
+        row = min(len(table) - 1, n_rows)  # the first too many, or the last there is
+        raise table.error(row, f"the file has {len(table)} rows, expected {n_rows}")
     return np.stack(list(table.columns.values()), axis=1)
 
 
