@@ -240,9 +240,8 @@ def _numbers(
                 usecols=[at[name] for name in kinds],
                 ndmin=2,
             )
-        whole = [j for j, kind in enumerate(kinds.values()) if kind is int]
-        good = len(values) == n and np.isfinite(values).all()
-        good = good and (values[:, whole] == np.rint(values[:, whole])).all()
+        columns = zip(values.T, kinds.values(), strict=True)
+        good = len(values) == n and all(_are_numbers(column, kind) for column, kind in columns)
         problem = "a number is expected in every field"
     except ValueError as error:
         good, problem = False, str(error)
@@ -259,6 +258,10 @@ def _numbers(
         name: values[:, j].astype(np.int64) if kind is int else values[:, j]
         for j, (name, kind) in enumerate(kinds.items())
     }
+
+
+def _are_numbers(column: np.ndarray, kind: type) -> bool:
+    return bool(np.isfinite(column).all()) and (kind is float or bool((column % 1 == 0).all()))
 
 
 def _is_number(field: str, kind: type) -> bool:
