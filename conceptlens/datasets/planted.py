@@ -29,13 +29,14 @@ CONCEPTS = (
     "pink heart",
     "cyan ring",
 )
+# The sums of a class's votes are different whole numbers from any other class's: no ties.
 RULE = Votes(
     {
-        "circus": {"red disc": 4.0, "blue square": 2.5},
-        "garden": {"yellow star": 3.5, "green triangle": 2.0},
-        "harbour": {"striped purple diamond": 3.0, "orange cross": 1.5},
+        "circus": {"red disc": 8, "blue square": 3},
+        "garden": {"yellow star": 6, "green triangle": 3},
+        "harbour": {"striped purple diamond": 7, "orange cross": 3},
     },
-    bias={"circus": 0.0, "garden": 0.2, "harbour": 0.4},
+    bias={"circus": 0, "garden": 1, "harbour": 2},
 )
 LAYOUTS = ("scattered", "hand")
 LABELLINGS = ("instance", "class")

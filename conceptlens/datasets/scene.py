@@ -154,7 +154,7 @@ class Scene:
         """Centre, radius, angle and shade of a symbol, so that it stays inside its cell."""
         half = self.cell / 2
         margin = half / 6 if self.cards else 0.6
-        radius = (half - margin) * (0.74 + 0.16 * s.radius[:, i])
+        radius = (half - margin) * (0.78 + 0.10 * s.radius[:, i])
         room = half - margin - radius
         return s.centre[:, i] * room[:, None], radius, s.angle[:, i], s.shade[:, i]
 

@@ -1,0 +1,201 @@
+"""Small classifiers of planted pictures, trained once and kept."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from ..files import write_atomically
+from ..progress import bar
+from .planted import PlantedConcepts
+
+Network = TypeVar("Network", bound=nn.Module)
+
+BATCH = 64
+# What a trained network depends on besides the data's settings.
+SOURCES = ("distribution.py", "drawing.py", "planted.py", "rules.py", "scene.py", "zoo.py")
+
+
+class SmallCNN(nn.Module):
+    """Four convolutions with ReLU, global average pooling and a linear layer.
+
+    The grid of ``features`` is a quarter of the picture's size and each of its positions sees 17
+    pixels squared, about one symbol of the default pictures.
+    """
+
+    def __init__(self, n_classes: int) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            *_convolution(3, 16, 5, stride=2),
+            *_convolution(16, 32, 3, stride=2),
+            *_convolution(32, 64, 3),
+            *_convolution(64, 64, 1),
+        )
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(64, n_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Classify pictures ``(B, 3, H, W)``."""
+        return self.fc(self.pool(self.features(x)).flatten(1))
+
+
+class SmallViT(nn.Module):
+    """Two convolutions that make tokens of 8 × 8 pixels, a class token, three blocks and a head."""
+
+    def __init__(self, n_classes: int, size: int, dim: int = 64, depth: int = 3) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, dim // 2, 5, stride=4, padding=2),
+            nn.BatchNorm2d(dim // 2),
+            nn.ReLU(),
+            nn.Conv2d(dim // 2, dim, 3, stride=2, padding=1),
+        )
+        with torch.no_grad():
+            n_tokens = self.stem(torch.zeros(2, 3, size, size))[0, 0].numel()
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.pos_embed = nn.Parameter(0.02 * torch.randn(1, n_tokens, dim))
+        self.blocks = nn.Sequential(*(_Block(dim) for _ in range(depth)))
+        self.norm = nn.LayerNorm(dim)
+        self.head = nn.Linear(dim, n_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Classify pictures ``(B, 3, H, W)`` of the size that the network was made for."""
+        tokens = self.stem(x).flatten(2).mT + self.pos_embed
+        tokens = torch.cat([self.cls_token.expand(len(x), -1, -1), tokens], 1)
+        return self.head(self.norm(self.blocks(tokens)[:, 0]))
+
+
+class _Block(nn.Module):
+    """Attention and a perceptron, each of the normalised tokens and added to them."""
+
+    def __init__(self, dim: int, heads: int = 4) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (
+            part.unflatten(2, (self.heads, -1)).transpose(1, 2)
+            for part in self.qkv(self.norm1(x)).chunk(3, 2)
+        )
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v)
+        x = x + self.proj(mixed.transpose(1, 2).flatten(2))
+        return x + self.mlp(self.norm2(x))
+
+
+def small_cnn(data: PlantedConcepts, *, seed: int = 0) -> SmallCNN:
+    """Train a `SmallCNN` on planted pictures, or read the one that was trained before.
+
+    Networks are kept in ``conceptlens`` below ``$XDG_CACHE_HOME`` or ``~/.cache``, under a key of
+    the data's settings, the seed and the source code that makes pictures and networks.
+
+    Parameters
+    ----------
+    data : PlantedConcepts
+        The training set; 3000 pictures of the default kind give 97 % or more on others.
+    seed : int
+        Fixes the weights at the start and the order of pictures.
+
+    Returns
+    -------
+    SmallCNN
+        In eval mode. Cut it at ``"features"``, whose values are not negative.
+    """
+    return _trained(lambda: SmallCNN(len(data.class_names)), data, seed, epochs=16, lr=1e-2)
+
+
+def small_vit(data: PlantedConcepts, *, seed: int = 0) -> SmallViT:
+    """Train a `SmallViT` on planted pictures, or read it: as `small_cnn`.
+
+    Cut it at ``"blocks.1"`` or the like, whose first token has no place in the picture.
+    """
+    return _trained(
+        lambda: SmallViT(len(data.class_names), data.size), data, seed, epochs=12, lr=2e-3
+    )
+
+
+def accuracy(model: nn.Module, data: PlantedConcepts) -> float:
+    """The share of pictures that the model gives to the class of their label."""
+    with torch.no_grad():
+        predicted = torch.cat([model(x).argmax(1) for x in data.images.split(256)])
+    return float((predicted == data.labels).double().mean())
+
+
+def cache_folder() -> Path:
+    """Where trained networks are kept."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "conceptlens" / "zoo"
+
+
+def _trained(
+    build: Callable[[], Network], data: PlantedConcepts, seed: int, *, epochs: int, lr: float
+) -> Network:
+    """The network from the cache, else trained and put there; one process does it at a time."""
+    from filelock import FileLock
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = build()
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{type(model).__name__}-{_key(data, seed)}.safetensors"
+    with FileLock(path.with_suffix(".lock")):
+        if not _read(model, path):
+            _train(model, data, seed, epochs, lr)
+            write_atomically(path, save_tensors(model.state_dict()))
+    return model.eval()
+
+
+def _read(model: nn.Module, path: Path) -> bool:
+    """Load weights; False where there are none or the file is broken."""
+    try:
+        model.load_state_dict(load_tensors(path.read_bytes()))
+    except (OSError, SafetensorError, RuntimeError):
+        return False
+    return True
+
+
+def _key(data: PlantedConcepts, seed: int) -> str:
+    settings = {name: value for name, value in data.settings.items() if name != "rule"}
+    classes = (data.class_names, data.truth_table().tolist())
+    digest = hashlib.sha256(repr((settings, classes, seed)).encode())
+    for name in SOURCES:
+        digest.update((Path(__file__).parent / name).read_bytes())
+    return digest.hexdigest()[:32]
+
+
+def _train(model: nn.Module, data: PlantedConcepts, seed: int, epochs: int, lr: float) -> None:
+    """Fit the labels by AdamW, the learning rate rising and falling once, pictures mirrored."""
+    generator = torch.Generator().manual_seed(seed)
+    n_steps = epochs * math.ceil(len(data) / BATCH)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=1e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=n_steps)
+    model.train()
+    with bar(f"training {type(model).__name__}", n_steps, "step") as progress:
+        for _ in range(epochs):
+            for rows in torch.randperm(len(data), generator=generator).split(BATCH):
+                sides = torch.nonzero(torch.rand(2, generator=generator) < 0.5).flatten() + 2
+                x = data.images[rows].flip(sides.tolist())
+                loss = nn.functional.cross_entropy(model(x), data.labels[rows])
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+                schedule.step()
+                progress.update()
+
+
+def _convolution(n_in: int, n_out: int, kernel: int, stride: int = 1) -> list[nn.Module]:
+    convolution = nn.Conv2d(n_in, n_out, kernel, stride, kernel // 2, bias=False)
+    return [convolution, nn.BatchNorm2d(n_out), nn.ReLU()]
