@@ -38,8 +38,9 @@ def concept_table(
     ]
     table = torch.ones(len(vectors), dtype=torch.float64)
     for members, r in [*groups, *alone]:
-        values, p = vectors[:, list(members)], prevalence[members[0]]
-        own = torch.where(values, p, 1 - p).double()
+        values = vectors[:, list(members)].double()
+        p = prevalence[members[0]]
+        own = values * p + (1 - values) * (1 - p)
         copied = [
             share * (r**0.5 * (values == bit).double() + (1 - r**0.5) * own).prod(1)
             for bit, share in ((True, p), (False, 1 - p))
