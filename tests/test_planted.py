@@ -293,7 +293,7 @@ def test_every_shape_fits_its_circle_and_fills_some_of_it(shape):
 
 
 def test_every_word_can_be_drawn():
-    words = list(zip(itertools.cycle(PATTERNS), itertools.cycle(COLOURS), SHAPES))  # noqa: B905
+    words = list(zip(itertools.cycle(PATTERNS), itertools.cycle(COLOURS), SHAPES))
     concepts = [" ".join(w) for w in words]
     data = PlantedConcepts(2, 96, concepts, Formula({"yes": concepts[0]}), prevalence=1.0)
     colours = torch.tensor([COLOURS[c] for _, c, _ in words])
