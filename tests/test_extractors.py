@@ -8,7 +8,7 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA, FastICA, MiniBatchDictionaryLearning
 from torch import nn
 
-from conceptlens import CRAFT, Backbone, DictionaryModel
+from conceptlens import CRAFT, ActivationStore, Backbone, DictionaryModel
 from conceptlens.extraction import EXTRACTORS, as_extractor
 
 K = 4
@@ -98,6 +98,15 @@ def test_serves_a_concept_model_and_craft(extractor):
     assert cm.classify(codes).shape == (3, 2)
     explanation = CRAFT(bb, K, 8, extractor=extractor, n_designs=8).explain(pictures())
     assert len(explanation.concepts) == len(extractor.components_)
+
+
+def test_fits_from_a_store(extractor, tmp_path):
+    bb = Backbone(Network(), "features")
+    store = ActivationStore.build(bb, pictures(), tmp_path)
+    extractor.fit(store)
+    a = store[:].flatten(0, 1)
+    rebuilt = extractor.inverse_transform(extractor.transform(a))
+    assert (a - rebuilt).norm() < (a - a.mean(0)).norm()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .nnls import CHUNK_NUMBERS, nnls
+from .nnls import CHUNK_NUMBERS, nnls_from_grams
 
 
 def implicit_nnls(a: Tensor, v: Tensor) -> Tensor:
@@ -34,28 +34,32 @@ def implicit_nnls(a: Tensor, v: Tensor) -> Tensor:
     Fel et al., "CRAFT: Concept Recursive Activation FacTorization for Explainability", CVPR 2023
     (section 3.4); Blondel et al., "Efficient and modular implicit differentiation", NeurIPS 2022.
     """
-    return _ImplicitNNLS.apply(a, v)  # type: ignore[no-any-return]
+    return implicit_nnls_from_grams(v @ v.T, a @ v.T)
+
+
+def implicit_nnls_from_grams(gram: Tensor, b: Tensor, start: Tensor | None = None) -> Tensor:
+    """Solve as `nnls_from_grams` does; gradients flow to ``b = a vᵀ``."""
+    return _ImplicitNNLS.apply(gram, b, start)  # type: ignore[no-any-return]
 
 
 class _ImplicitNNLS(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, a: Tensor, v: Tensor) -> Tensor:
-        u = nnls(a, v)
-        ctx.save_for_backward(u, v)
+    def forward(ctx: Any, gram: Tensor, b: Tensor, start: Tensor | None) -> Tensor:
+        u = nnls_from_grams(gram, b, start)
+        ctx.save_for_backward(gram, u)
         return u
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        u, v = ctx.saved_tensors
-        return _solve_on_supports(v, u > 0, gradient) @ v, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, None]:
+        gram, u = ctx.saved_tensors
+        return None, _solve_on_supports(gram, u > 0, gradient), None
 
 
-def _solve_on_supports(v: Tensor, support: Tensor, b: Tensor) -> Tensor:
-    """Solve x_S (v_S v_Sᵀ) = b_S for each row's support S ``(n, k)``; x is zero elsewhere."""
-    k = len(v)
-    gram = v.double() @ v.double().T
+def _solve_on_supports(gram: Tensor, support: Tensor, b: Tensor) -> Tensor:
+    """Solve x_S gram_SS = b_S for each row's support S ``(n, k)``; x is zero elsewhere."""
+    k, gram = len(gram), gram.double()
     # The same ridge as in the forward pass: of a repeated concept both copies stay in the support.
-    gram = gram + 1e-12 * gram.diagonal().max() * torch.eye(k, dtype=gram.dtype, device=v.device)
+    gram = gram + 1e-12 * gram.diagonal().max() * torch.eye(k, dtype=gram.dtype, device=gram.device)
     chunk = max(1, CHUNK_NUMBERS // k**2)
     parts = []
     for keep, right in zip(support.double().split(chunk), b.double().split(chunk), strict=True):

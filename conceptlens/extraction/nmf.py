@@ -2,39 +2,52 @@
 
 from __future__ import annotations
 
-import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
 from sklearn.base import BaseEstimator
-from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from torch import Tensor
 
-from .base import check_rows, like
-from .implicit import implicit_nnls
-from .nnls import nnls
+from . import starts
+from .alternate import Checkpoint, Penalty, Update, alternate, squared_error
+from .base import check_fitted, check_transform, like
+from .implicit import implicit_nnls_from_grams
+from .rows import Rows, as_rows, blocks_of
+from .updates import hals, multiplicative
 
-# A few sweeps over the k components cost little beside the two products with the data.
-SWEEPS = 2
+SOLVERS: dict[str, Update] = {"hals": hals, "mu": multiplicative}
+STARTS = {"nndsvd": starts.nndsvd, "nndsvda": starts.nndsvda, "random": starts.random}
 
 
 class NMF(BaseEstimator):
     """Factorise nonnegative rows: A ≈ U V with U, V ≥ 0.
 
-    Minimises the Frobenius norm of A − U V by hierarchical alternating least squares on Gram
-    matrices: each iteration forms A Vᵀ and Uᵀ A and never A − U V. In float32 the residual that
-    those give is too coarse to stop by, so the change of V tells when to stop.
+    Minimises scikit-learn's objective ``½‖A − UV‖² + alpha_W·C·(l1_ratio ΣU + ½(1 − l1_ratio)‖U‖²)
+    + alpha_H·n·(l1_ratio ΣV + ½(1 − l1_ratio)‖V‖²)`` by hierarchical alternating least squares:
+    per iteration two products with the data, a few sweeps over the concepts after each, and an
+    extrapolation of V that restarts when the objective rises. A − UV is never formed. Rows in
+    memory of which less than a third is not zero are multiplied as sparse ones.
+
+    A store, or whatever has ``vectors(batch_size, shuffle)``, is fitted out of core: beside what
+    the store needs to read, memory holds a block of 16 MiB (or 256 rows), its codes and the codes
+    U ``(n, k)``, three times over. Inside `conceptlens.distributed.together` each process
+    gives its own rows, and only sums of k × k and k × C numbers travel.
 
     Parameters
     ----------
     n_components : int
         Number k of concepts.
-    init : {"nndsvd", "random"}
-        How U and V start.
+    solver : {"hals", "mu"}
+        Coordinate descent, or Lee & Seung's multiplicative updates, slower and monotone.
+    init : {"nndsvd", "nndsvda", "random"}
+        How U and V start; "mu" cannot leave the zeros of "nndsvd".
     tol : float
-        Stop when an iteration changes V by less than this share of its norm.
+        Stop when an iteration lowers the objective by less than this share of it.
     max_iter : int
         The most iterations; reaching it warns.
+    alpha_W, alpha_H, l1_ratio : float
+        Regularisation of U and V, as scikit-learn's; ``alpha_H="same"`` takes alpha_W.
     random_state : int
         Fixes the start.
 
@@ -52,7 +65,8 @@ class NMF(BaseEstimator):
     References
     ----------
     Cichocki & Phan, "Fast local algorithms for large scale nonnegative matrix and tensor
-    factorizations", IEICE 2009; Boutsidis & Gallopoulos, "SVD based initialization", 2008.
+    factorizations", IEICE 2009; Ang & Gillis, "Accelerating nonnegative matrix factorization
+    algorithms using extrapolation", Neural Computation 2019; Lee & Seung, NIPS 2000.
     """
 
     requires_nonnegative = True
@@ -61,147 +75,152 @@ class NMF(BaseEstimator):
         self,
         n_components: int = 10,
         *,
+        solver: str = "hals",
         init: str = "nndsvd",
-        tol: float = 1e-3,
+        tol: float = 1e-5,
         max_iter: int = 500,
+        alpha_W: float = 0.0,
+        alpha_H: float | str = "same",
+        l1_ratio: float = 0.0,
         random_state: int = 0,
     ) -> None:
         self.n_components = n_components
+        self.solver = solver
         self.init = init
         self.tol = tol
         self.max_iter = max_iter
+        self.alpha_W = alpha_W
+        self.alpha_H = alpha_H
+        self.l1_ratio = l1_ratio
         self.random_state = random_state
 
-    def fit(self, a: Any) -> NMF:
-        """Learn the dictionary from rows ``(n, C)``, a tensor or an array."""
-        self._factorise(self._check_fit(a))
+    def fit(self, a: Any, *, checkpoint: str | Path | None = None) -> NMF:
+        """Learn the dictionary.
+
+        Parameters
+        ----------
+        a : Tensor, array or store
+            Rows ``(n, C)``, or an `ActivationStore` that is read block by block.
+        checkpoint : path, optional
+            A file that keeps the dictionary every ten iterations, and from which an interrupted
+            fit of the same rows goes on.
+        """
+        self._factorise(a, checkpoint=checkpoint)
         return self
 
-    def fit_transform(self, a: Any, u: Tensor | None = None, v: Tensor | None = None) -> Any:
+    def fit_transform(
+        self,
+        a: Any,
+        u: Tensor | None = None,
+        v: Tensor | None = None,
+        *,
+        checkpoint: str | Path | None = None,
+    ) -> Any:
         """Learn the dictionary and return the codes ``(n, k)``.
 
         Parameters
         ----------
-        a : Tensor or array
-            Rows ``(n, C)``.
+        a, checkpoint
+            As `fit` takes them.
         u, v : Tensor, optional
-            Start from these codes ``(n, k)`` and this dictionary ``(k, C)`` instead of `init`.
+            Start from these codes ``(n, k)`` and this dictionary ``(k, C)`` instead of `init`;
+            from `v` alone, its exact codes are the start.
         """
-        start = None if u is None or v is None else (u, v)
-        return like(self._factorise(self._check_fit(a), start), a)
+        return like(self._factorise(a, u, v, checkpoint).T.contiguous(), a)
 
     def transform(self, a: Any) -> Any:
-        """Return the exact nonnegative least-squares codes ``(n, k)`` of rows; differentiable."""
-        rows = self._check_transform(a)
-        return like(implicit_nnls(rows, self._dictionary(rows)), a)
+        """Return the exact (regularised) codes ``(n, k)`` of rows ``(n, C)``; differentiable."""
+        if hasattr(a, "vectors"):
+            return torch.cat([self.transform(block) for block in blocks_of(a)])
+        rows = check_transform(self, a)
+        self._check_sign(float(rows.min()))
+        v = self._dictionary(rows)
+        return like(self._exact(v, rows @ v.T, rows.shape[1]), a)
 
     def inverse_transform(self, u: Any) -> Any:
         """Return the rows ``(n, C)`` that codes ``(n, k)`` stand for; differentiable."""
+        check_fitted(self)
         codes = torch.as_tensor(u)
         return like(codes @ self._dictionary(codes), u)
 
-    def _check_fit(self, a: Any) -> Tensor:
-        rows = self._check_sign(check_rows(a))
-        most = min(rows.shape)
+    def _check_fit(self, rows: Rows) -> None:
+        self._check_sign(rows.smallest)
+        most = min(rows.n_all, rows.channels)
         if not 1 <= self.n_components <= most:
             raise ValueError(
-                f"n_components={self.n_components} for rows of shape {tuple(rows.shape)}: it must "
-                f"be between 1 and {most}; give more pictures or fewer concepts"
+                f"n_components={self.n_components} for rows of shape "
+                f"{(rows.n_all, rows.channels)}: it must be between 1 and {most}; give more "
+                "pictures or fewer concepts"
             )
-        if not rows.any():
+        if not rows.norm2:
             raise ValueError("all activations are zero: there is nothing to factorise")
-        return rows
+        for name, given, known in (("init", self.init, STARTS), ("solver", self.solver, SOLVERS)):
+            if given not in known:
+                raise ValueError(f"{name} must be one of {list(known)}, got {given!r}")
 
-    def _check_transform(self, a: Any) -> Tensor:
-        rows = self._check_sign(check_rows(a))
-        if not hasattr(self, "components_"):
-            raise NotFittedError(f"this {type(self).__name__} is not fitted yet: call fit first")
-        if rows.shape[1] != self.n_features_in_:
+    def _check_sign(self, smallest: float) -> None:
+        if self.requires_nonnegative and smallest < 0:
             raise ValueError(
-                f"rows have {rows.shape[1]} channels, the dictionary has {self.n_features_in_}"
-            )
-        return rows
-
-    def _check_sign(self, rows: Tensor) -> Tensor:
-        if self.requires_nonnegative and rows.min() < 0:
-            raise ValueError(
-                f"activations hold negative values (down to {float(rows.min()):.3g}) and NMF needs "
+                f"activations hold negative values (down to {smallest:.3g}) and NMF needs "
                 "nonnegative ones: cut at a layer after a ReLU, or use SemiNMF"
             )
-        return rows
 
     def _dictionary(self, rows: Tensor) -> Tensor:
         return torch.as_tensor(self.components_).to(rows)
 
-    def _factorise(self, a: Tensor, start: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """Learn U and V by alternating; returns U ``(n, k)``."""
-        u, v = self._start(a) if start is None else (start[0].to(a), start[1].to(a))
-        codes, v = u.T.contiguous(), v.clone()  # (k, n): a concept's codes are contiguous
-        for self.n_iter_ in range(1, self.max_iter + 1):  # noqa: B020
-            _sweep(codes, v @ v.T, v @ a.T)
-            before = v.clone()
-            v = self._update_dictionary(v, codes @ codes.T, codes @ a)
-            if (v - before).norm() <= self.tol * before.norm():
-                break
-        else:
-            warnings.warn(
-                f"not converged after max_iter={self.max_iter} iterations", ConvergenceWarning,
-                stacklevel=3,
-            )  # fmt: skip
-        self.components_, self.n_features_in_ = v, a.shape[1]
-        u = nnls(a, v)
-        self.reconstruction_err_ = float((a - u @ v).norm(dtype=torch.float64))
+    def _penalties(self, n: int, channels: int) -> tuple[Penalty, Penalty]:
+        """Those on U and on V, scaled as scikit-learn does."""
+        alpha_v = self.alpha_W if self.alpha_H == "same" else float(self.alpha_H)
+        sides = (self.alpha_W * channels, alpha_v * n)
+        u, v = (Penalty(side * self.l1_ratio, side * (1 - self.l1_ratio)) for side in sides)
+        return u, v
+
+    def _factorise(
+        self,
+        a: Any,
+        u: Tensor | None = None,
+        v: Tensor | None = None,
+        checkpoint: str | Path | None = None,
+    ) -> Tensor:
+        """Learn U and V by alternating; returns Uᵀ ``(k, n)``."""
+        rows = as_rows(a)
+        self._check_fit(rows)
+        kept, done = None if checkpoint is None else Checkpoint(Path(checkpoint)), 0
+        found = None if kept is None else kept.load(rows, self.n_components)
+        if found is not None:
+            (v, done), u = found, None
+        u, v = self._start(rows, u, v)
+        v, self.n_iter_ = self._alternate(rows, u, v, kept, done)
+        self.components_, self.n_features_in_ = v, rows.channels
+        cross = rows.cross(v)
+        u = self._exact(v, cross.T, rows.channels, u).T
+        self.reconstruction_err_ = max(0.0, squared_error(rows, u, v, cross)) ** 0.5
         return u
 
-    def _update_dictionary(self, v: Tensor, gram: Tensor, cross: Tensor) -> Tensor:
-        _sweep(v, gram, cross)
-        return v
+    def _start(self, rows: Rows, u: Tensor | None, v: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Uᵀ ``(k, n)`` and V ``(k, C)``, which the fit may change."""
+        if v is None:
+            return self._first(rows)
+        v = v.to(rows.empty)
+        if u is None:
+            u = self._exact(v, rows.cross(v).T, rows.channels)
+        return u.T.to(rows.empty, copy=True).contiguous(), v
 
-    def _start(self, a: Tensor) -> tuple[Tensor, Tensor]:
-        generator = torch.Generator().manual_seed(self.random_state)
-        if self.init == "random":
-            scale = float(a.mean() / self.n_components) ** 0.5
-            u = torch.rand(len(a), self.n_components, generator=generator).to(a)
-            v = torch.rand(self.n_components, a.shape[1], generator=generator).to(a)
-            return scale * u, scale * v
-        if self.init == "nndsvd":
-            return nndsvd(a, self.n_components, generator)
-        raise ValueError(f"init must be 'nndsvd' or 'random', got {self.init!r}")
+    def _first(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        return STARTS[self.init](rows, self.n_components, self.random_state)
 
+    def _alternate(
+        self, rows: Rows, u: Tensor, v: Tensor, checkpoint: Checkpoint | None, done: int
+    ) -> tuple[Tensor, int]:
+        update = SOLVERS[self.solver]
+        return alternate(
+            rows, u, v, (update, update), self._penalties(rows.n_all, rows.channels),
+            project=(lambda x: x.clamp_(min=0)) if self.solver == "hals" else None,
+            tol=self.tol, max_iter=self.max_iter, checkpoint=checkpoint, done=done,
+        )  # fmt: skip
 
-def nndsvd(a: Tensor, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Start from the nonnegative parts of the k leading singular pairs of `a`.
-
-    Zeros, which multiplicative sweeps could not leave, stay: coordinate descent can.
-    """
-    left, values, right = leading_svd(a, k, generator)
-    up, vp = left.clamp(min=0), right.clamp(min=0)
-    un, vn = (-left).clamp(min=0), (-right).clamp(min=0)
-    positive, negative = up.norm(dim=0) * vp.norm(dim=1), un.norm(dim=0) * vn.norm(dim=1)
-    larger = positive >= negative
-    u, v = torch.where(larger, up, un), torch.where(larger[:, None], vp, vn)
-    u_norm, v_norm = u.norm(dim=0), v.norm(dim=1)
-    tiny = torch.finfo(a.dtype).tiny
-    scale = (values * torch.maximum(positive, negative)).sqrt()
-    return u / u_norm.clamp(min=tiny) * scale, v * (scale / v_norm.clamp(min=tiny))[:, None]
-
-
-def leading_svd(
-    a: Tensor, k: int, generator: torch.Generator, n_power: int = 4
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The k leading singular triplets, by randomised range finding (Halko et al. 2011)."""
-    width = min(k + 10, *a.shape)
-    basis = torch.randn(a.shape[1], width, generator=generator, dtype=a.dtype).to(a.device)
-    for _ in range(n_power):
-        basis = torch.linalg.qr(a.T @ torch.linalg.qr(a @ basis).Q).Q
-    q = torch.linalg.qr(a @ basis).Q
-    left, values, right = torch.linalg.svd(q.T @ a, full_matrices=False)
-    return (q @ left)[:, :k], values[:k], right[:k]
-
-
-def _sweep(x: Tensor, gram: Tensor, cross: Tensor) -> None:
-    """Coordinate descent on the rows of `x`, in place: min ‖·‖² with x ≥ 0."""
-    for _ in range(SWEEPS):
-        for j in range(len(x)):
-            if gram[j, j] > 0:
-                x[j].add_((cross[j] - gram[j] @ x) / gram[j, j]).clamp_(min=0)
+    def _exact(self, v: Tensor, b: Tensor, channels: int, u: Tensor | None = None) -> Tensor:
+        """The best codes ``(n, k)`` for `v`, from ``b = A Vᵀ``, and from near ones if given."""
+        penalty, _ = self._penalties(0, channels)
+        gram = v @ v.T + penalty.l2 * torch.eye(len(v)).to(v)
+        return implicit_nnls_from_grams(gram, b - penalty.l1, None if u is None else u.T)

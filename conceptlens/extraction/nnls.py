@@ -6,10 +6,14 @@ import scipy.optimize
 import torch
 from torch import Tensor
 
+from .updates import hals
+
 # Rows solved at once: their k × k systems take chunk · k² numbers.
 CHUNK_NUMBERS = 2**24
 # Real codes need about ten exchanges; where rounding makes a row cycle, SciPy takes it over.
 MAX_EXCHANGES = 200
+# Supports whose sizes differ by less are solved together.
+SIZES = 4
 
 
 def nnls(a: Tensor, v: Tensor) -> Tensor:
@@ -35,23 +39,31 @@ def nnls(a: Tensor, v: Tensor) -> Tensor:
     return nnls_from_grams(v @ v.T, a @ v.T)
 
 
-def nnls_from_grams(gram: Tensor, b: Tensor) -> Tensor:
-    """Solve the same problem from ``gram = v vᵀ (k, k)`` and ``b = a vᵀ (n, k)``."""
+def nnls_from_grams(gram: Tensor, b: Tensor, start: Tensor | None = None) -> Tensor:
+    """Solve the same problem from ``gram = v vᵀ (k, k)`` and ``b = a vᵀ (n, k)``.
+
+    Codes ``(n, k)`` near the solution, if there are any to `start` from, spare most of the sweeps.
+    """
+    sweeps = 20 if start is None else 5
+    codes = torch.zeros_like(b) if start is None else start
+    codes = codes.T.clone(memory_format=torch.contiguous_format)
+    hals(codes, gram, b.T.contiguous(), sweeps=sweeps)
     k = len(gram)
     # A product in float32 is not symmetric to the last bit, and exchanges then cycle.
     gram, right = (gram.double() + gram.T.double()) / 2, b.double()
     # A dictionary with repeated rows has many solutions; the ridge picks one.
     scale = gram.diagonal().max().clamp(min=torch.finfo(torch.float64).tiny)
     gram = gram + 1e-12 * scale * torch.eye(k, dtype=gram.dtype, device=gram.device)
+    supports = codes.T > 0
     chunk = max(1, CHUNK_NUMBERS // k**2)
-    parts = [_pivot(gram, rows, scale) for rows in right.split(chunk)]
-    return torch.cat(parts).to(b.dtype)
+    pairs = zip(right.split(chunk), supports.split(chunk), strict=True)
+    return torch.cat([_pivot(gram, rows, passive, scale) for rows, passive in pairs]).to(b.dtype)
 
 
-def _pivot(gram: Tensor, b: Tensor, scale: Tensor) -> Tensor:
+def _pivot(gram: Tensor, b: Tensor, passive: Tensor, scale: Tensor) -> Tensor:
     """Block principal pivoting: exchange all offending indices, or one where that cycles."""
     n, k = b.shape
-    passive = _support_by_sweeps(gram, b) > 0
+    passive = passive.contiguous()
     u = torch.zeros_like(b)
     best = torch.full((n,), k + 1, device=b.device)
     patience = torch.full((n,), 3, device=b.device)
@@ -84,29 +96,45 @@ def _pivot(gram: Tensor, b: Tensor, scale: Tensor) -> Tensor:
 
 
 def _active_set(gram: Tensor, b: Tensor) -> Tensor:
-    """Solve row by row with SciPy's Lawson-Hanson, as least squares in a Cholesky factor."""
-    factor = torch.linalg.cholesky(gram)
-    targets = torch.linalg.solve_triangular(factor, b.T, upper=False).T.cpu().numpy()
-    design = factor.T.cpu().numpy()
+    """Solve row by row with SciPy's Lawson-Hanson, as least squares in a root of the matrix."""
+    if not len(b):
+        return b
+    # Not Cholesky's: repeated concepts make the matrix indefinite by rounding.
+    values, vectors = torch.linalg.eigh(gram)
+    root = values.clamp(min=1e-12 * float(values[-1])).sqrt()
+    targets = ((b @ vectors) / root).cpu().numpy()
+    design = (vectors * root).T.cpu().numpy()
     rows = [torch.as_tensor(scipy.optimize.nnls(design, target)[0]) for target in targets]
-    return torch.stack(rows).to(b) if rows else torch.zeros_like(b)
+    return torch.stack(rows).to(b)
 
 
 def _solve_on(gram: Tensor, b: Tensor, mask: Tensor) -> Tensor:
-    """The least-squares solution on each row's support `mask`, zero elsewhere."""
-    keep = mask.to(gram.dtype)
-    systems = gram * keep[:, :, None] * keep[:, None, :] + torch.diag_embed(1 - keep)
-    return torch.linalg.solve(systems, (b * keep)[:, :, None])[:, :, 0]
+    """The least-squares solution on each row's support `mask`, zero elsewhere.
+
+    Only the systems of the supports are solved, rows of about the same size together.
+    """
+    u = torch.zeros_like(b)
+    size = mask.sum(1)
+    for low in range(0, int(size.max()), SIZES):
+        rows = ((size > low) & (size <= low + SIZES)).nonzero()[:, 0]
+        if len(rows):
+            u[rows] = _solve_padded(gram, b[rows], mask[rows], min(low + SIZES, len(gram)))
+    return u
 
 
-def _support_by_sweeps(gram: Tensor, b: Tensor, sweeps: int = 20) -> Tensor:
-    """Cyclic coordinate descent from zero, close enough to start from its support."""
-    u = torch.zeros_like(b.T).contiguous()  # (k, n): a coordinate of all rows is contiguous
-    target, diagonal = b.T.contiguous(), gram.diagonal()
-    for _ in range(sweeps):
-        for j in range(len(u)):
-            u[j] = (u[j] + (target[j] - gram[j] @ u) / diagonal[j]).clamp(min=0)
-    return u.T
+def _solve_padded(gram: Tensor, b: Tensor, mask: Tensor, width: int) -> Tensor:
+    """The same for supports of at most `width`, each padded to it by an identity."""
+    row, column = mask.nonzero(as_tuple=True)
+    place = (mask.cumsum(1) - 1)[row, column]
+    index = torch.zeros(len(b), width, dtype=torch.long, device=b.device)
+    index[row, place] = column
+    used = torch.arange(width, device=b.device) < mask.sum(1, keepdim=True)
+    both = used[:, :, None] & used[:, None, :]
+    systems = torch.where(both, gram[index[:, :, None], index[:, None, :]], 0)
+    systems.diagonal(dim1=1, dim2=2).add_(~used)
+    right = torch.where(used, b.gather(1, index), 0)
+    solution = torch.linalg.solve(systems, right[:, :, None])[:, :, 0]
+    return torch.zeros_like(b).index_put_((row, column), solution[row, place])
 
 
 def kkt_residual(a: Tensor, v: Tensor, u: Tensor) -> float:

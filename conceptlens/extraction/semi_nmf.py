@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from .nmf import NMF, leading_svd
+from . import starts
+from .alternate import Checkpoint, alternate
+from .nmf import NMF
+from .rows import Rows
+from .updates import hals, least_squares
 
 
 class SemiNMF(NMF):
     """Factorise signed rows: A ≈ U V with U ≥ 0 and V free.
 
-    Parameters and attributes are `NMF`'s; the start is the leading singular pairs with each
-    left vector split into its positive or negative part.
+    Parameters and attributes are `NMF`'s; `l1_ratio` bears on U alone, and there is one solver.
+    The start is the leading singular pairs with each left vector split into its positive or
+    negative part.
 
     References
     ----------
@@ -21,14 +25,16 @@ class SemiNMF(NMF):
 
     requires_nonnegative = False
 
-    def _update_dictionary(self, v: Tensor, gram: Tensor, cross: Tensor) -> Tensor:
-        ridge = 1e-8 * gram.diagonal().max() * torch.eye(len(gram)).to(gram)
-        return torch.linalg.solve(gram + ridge, cross)
+    def _alternate(
+        self, rows: Rows, u: Tensor, v: Tensor, checkpoint: Checkpoint | None, done: int
+    ) -> tuple[Tensor, int]:
+        return alternate(
+            rows, u, v, (hals, least_squares), self._penalties(rows.n_all, rows.channels),
+            project=lambda x: x, tol=self.tol, max_iter=self.max_iter,
+            checkpoint=checkpoint, done=done,
+        )  # fmt: skip
 
-    def _start(self, a: Tensor) -> tuple[Tensor, Tensor]:
+    def _first(self, rows: Rows) -> tuple[Tensor, Tensor]:
         if self.init == "random":
-            return super()._start(a.abs())
-        generator = torch.Generator().manual_seed(self.random_state)
-        left, values, right = leading_svd(a, self.n_components, generator)
-        sign = torch.where(left.clamp(min=0).norm(dim=0) >= (-left).clamp(min=0).norm(dim=0), 1, -1)
-        return (left * sign).clamp(min=0), right * (values * sign)[:, None]
+            return super()._first(rows)
+        return starts.split(rows, self.n_components, self.random_state)

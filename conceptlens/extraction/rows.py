@@ -1,0 +1,146 @@
+"""Rows of activations as a factorisation sees them: two products, wherever the rows lie."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import scipy.sparse
+import torch
+from torch import Tensor
+
+from .. import distributed
+from .base import check_rows
+
+# Below this share of nonzeros sparse products are quicker. Measured on two cores, C = 1280: at
+# 0.2 they take half the time of dense ones for k = 10 to 50, at 0.35 as much, at 0.5 twice.
+SPARSE_BELOW = 0.3
+# A streamed block takes this much, or 256 rows if those are more.
+BLOCK_BYTES = 16 * 2**20
+
+
+class Block:
+    """Some rows ``(b, C)`` in memory."""
+
+    def __init__(self, a: Tensor) -> None:
+        self.a = a
+
+    def cross(self, v: Tensor) -> Tensor:
+        """``v aᵀ (k, b)``, contiguous by concept."""
+        return (self.a @ v.T).T.contiguous()
+
+    def times(self, codes: Tensor) -> Tensor:
+        """``codes a (k, C)`` for codes ``(k, b)``."""
+        return codes @ self.a
+
+    def numbers(self) -> Tensor:
+        """All numbers that are not zero, and maybe some that are, in short rows."""
+        return self.a
+
+    def dense(self) -> Tensor:
+        """The rows themselves."""
+        return self.a
+
+
+class SparseBlock(Block):
+    """The same rows, of which only the numbers that are not zero are kept, by rows and turned."""
+
+    def __init__(self, a: Tensor) -> None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Sparse")  # torch's, that they are new
+            self.a = a.to_sparse_csr()
+            by_rows = [self.a.crow_indices(), self.a.col_indices(), self.a.values()]
+            indptr, indices, data = (part.numpy() for part in by_rows)
+            turned = scipy.sparse.csr_array((data, indices, indptr), shape=tuple(a.shape)).tocsc()
+            parts = [torch.as_tensor(x) for x in (turned.indptr, turned.indices, turned.data)]
+            size = [a.shape[1], a.shape[0]]
+            self.turned = torch.sparse_csr_tensor(parts[0], parts[1], parts[2], size=size)
+
+    def times(self, codes: Tensor) -> Tensor:  # noqa: D102
+        return (self.turned @ codes.T.contiguous()).T.contiguous()
+
+    def numbers(self) -> Tensor:  # noqa: D102
+        return self.a.values().double()
+
+    def dense(self) -> Tensor:  # noqa: D102
+        return self.a.to_dense()
+
+
+class Rows:
+    """All rows of a fit: in memory, or streamed block by block; under torchrun, one's own.
+
+    Attributes
+    ----------
+    n, n_all, channels : int
+        Rows of this process, of all processes, and channels C.
+    norm2, mean : float
+        Squared Frobenius norm and mean, over all processes.
+    smallest : float
+        The smallest activation of this process.
+    """
+
+    def __init__(self, blocks: Callable[[], Iterator[Block]]) -> None:
+        self._blocks = blocks
+        n, total, norm2, smallest = 0, 0.0, 0.0, float("inf")
+        for block in blocks():
+            n += len(block.a)
+            values = block.numbers()
+            norm2 += float(torch.linalg.vector_norm(values, dim=-1).double().square().sum())
+            total += float(values.sum(-1).sum(dtype=torch.float64))
+            smallest = min(smallest, float(values.min()) if values.numel() else 0.0)
+        self.n, self.channels, self.smallest = n, block.a.shape[1], smallest
+        self.empty = torch.empty(0, dtype=block.a.dtype, device=block.a.device)
+        sums = self.empty.new_tensor([n, norm2, total], dtype=torch.float64)
+        n_all, self.norm2, total = distributed.all_reduce_(sums).tolist()
+        self.n_all, self.mean = int(n_all), total / (n_all * self.channels)
+
+    def __iter__(self) -> Iterator[tuple[slice, Block]]:
+        """The blocks in order, each with the place of its rows."""
+        start = 0
+        for block in self._blocks():
+            stop = start + block.a.shape[0]
+            yield slice(start, stop), block
+            start = stop
+
+    def cross(self, v: Tensor) -> Tensor:
+        """``v Aᵀ (k, n)``."""
+        out = self.empty.new_empty(len(v), self.n)
+        for place, block in self:
+            out[:, place] = block.cross(v)
+        return out
+
+    def times(self, codes: Tensor) -> Tensor:
+        """``codes A (k, C)``, summed over all processes."""
+        out = self.empty.new_zeros(len(codes), self.channels)
+        for place, block in self:
+            out += block.times(codes[:, place])
+        return distributed.all_reduce_(out)
+
+    def gram_times(self, v: Tensor) -> Tensor:
+        """``v Aᵀ A (k, C)`` in one pass, summed over all processes."""
+        out = self.empty.new_zeros(v.shape)
+        for _, block in self:
+            out += block.times(block.cross(v))
+        return distributed.all_reduce_(out)
+
+
+def as_rows(a: Any) -> Rows:
+    """Rows ``(n, C)`` or whatever has ``vectors(batch_size, shuffle)``, checked."""
+    if hasattr(a, "vectors"):
+        return Rows(lambda: (Block(check_rows(part)) for part in blocks_of(a)))
+    rows = check_rows(a)
+    sparse = rows.device.type == "cpu" and _share_of_nonzeros(rows) < SPARSE_BELOW
+    block = SparseBlock(rows) if sparse else Block(rows)
+    return Rows(lambda: iter([block]))
+
+
+def blocks_of(source: Any) -> Iterator[Tensor]:
+    """The vectors of a store in order, in blocks of about `BLOCK_BYTES`."""
+    width = source.shape[-1]
+    return source.vectors(max(256, BLOCK_BYTES // (4 * width)), shuffle=False)
+
+
+def _share_of_nonzeros(rows: Tensor) -> float:
+    sample = rows[:: max(1, len(rows) // 1000)]
+    return int(sample.count_nonzero()) / sample.numel()

@@ -1,0 +1,79 @@
+"""Where factorisations start: the leading singular triplets and their nonnegative parts."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import distributed
+from .rows import Rows
+
+# Subspace iterations: a start needs no more (measured by the objective after the fit).
+POWERS = 3
+
+
+def leading_svd(rows: Rows, k: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The k leading singular triplets, left vectors as rows ``(k, n)``.
+
+    A randomised subspace (Halko et al. 2011) is iterated with AᵀA, one pass over the rows each, so
+    that nothing taller than C × (k + 10) is orthogonalised, whatever the number of rows.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    width = min(k + 10, rows.n_all, rows.channels)
+    basis = torch.randn(width, rows.channels, generator=generator, dtype=rows.empty.dtype)
+    basis = torch.linalg.qr(basis.to(rows.empty.device).T).Q.T
+    for _ in range(POWERS):
+        basis = torch.linalg.qr(rows.gram_times(basis).T).Q.T
+    left = rows.cross(basis.contiguous())
+    squares, turn = torch.linalg.eigh(distributed.all_reduce_(left.double() @ left.double().T))
+    values = squares.flip(0)[:k].clamp(min=0).sqrt()
+    turn = turn.flip(1)[:, :k].T
+    # Rows of lower rank than k have triplets of zeros; dividing by those would give infinities.
+    there = values > torch.finfo(left.dtype).eps * values[0]
+    left = (turn / torch.where(there, values, torch.inf)[:, None]).to(left) @ left
+    return left, values.to(left), turn.to(left) @ basis
+
+
+def nndsvd(rows: Rows, k: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Start Uᵀ ``(k, n)`` and V ``(k, C)`` from the nonnegative parts of the singular pairs.
+
+    References
+    ----------
+    Boutsidis & Gallopoulos, "SVD based initialization: a head start for nonnegative matrix
+    factorization", Pattern Recognition 2008.
+    """
+    left, values, right = leading_svd(rows, k, seed)
+    lengths = torch.stack([_lengths(left), _lengths(-left)])  # (2, k): of + and − parts
+    widths = torch.stack([right.clamp(min=0).norm(dim=1), (-right).clamp(min=0).norm(dim=1)])
+    best = (lengths * widths).argmax(0, keepdim=True)
+    sign = 1 - 2 * best[0, :, None]
+    length, width = lengths.gather(0, best)[0], widths.gather(0, best)[0]
+    scale, tiny = (values * length * width).sqrt(), torch.finfo(values.dtype).tiny
+    u = (left * sign).clamp_(min=0).mul_((scale / length.clamp(min=tiny))[:, None])
+    v = (right * sign).clamp_(min=0).mul_((scale / width.clamp(min=tiny))[:, None])
+    return u, v
+
+
+def nndsvda(rows: Rows, k: int, seed: int) -> tuple[Tensor, Tensor]:
+    """`nndsvd` with the mean in place of zeros, which multiplicative updates could not leave."""
+    u, v = nndsvd(rows, k, seed)
+    return u.masked_fill_(u == 0, rows.mean), v.masked_fill_(v == 0, rows.mean)
+
+
+def random(rows: Rows, k: int, seed: int) -> tuple[Tensor, Tensor]:
+    """A random V and a constant U, which is the same however rows are shared or streamed."""
+    scale = (abs(rows.mean) / k) ** 0.5
+    v = torch.rand(k, rows.channels, generator=torch.Generator().manual_seed(seed))
+    return rows.empty.new_full((k, rows.n), scale), (2 * scale * v).to(rows.empty)
+
+
+def split(rows: Rows, k: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Singular pairs, each signed so that the left vector's positive part is the larger."""
+    left, values, right = leading_svd(rows, k, seed)
+    sign = torch.where(_lengths(left) >= _lengths(-left), values, -values)[:, None]
+    return (left * sign.sign()).clamp(min=0), right * sign
+
+
+def _lengths(left: Tensor) -> Tensor:
+    """Norms of the positive parts of rows ``(k, n)``, over all processes."""
+    return distributed.all_reduce_(left.clamp(min=0).square().sum(1)).sqrt()
