@@ -12,7 +12,7 @@ from ..batching import in_batches
 from ..model import ConceptModel
 from . import perturbation
 from .result import Importance
-from .score import ClassScore, stderr_over_pictures
+from .score import ClassScore, result
 
 N_SAMPLES = 32
 NOISE = 0.15  # standard deviation, as a share of the range of the picture's codes
@@ -27,7 +27,7 @@ def attribute(
     *,
     method: str = "integrated_gradients",
     seed: int = 0,
-    batch_size: int = 256,
+    batch_size: int = 64,
 ) -> Importance:
     """Attribute the score of a class to the concepts.
 
@@ -90,7 +90,7 @@ def attribute(
             stacklevel=2,
         )
     name = method.replace("_x_", " × ").replace("_", " ")
-    return score.importance(per_image, stderr_over_pictures(per_image, seed), name)
+    return result(score, per_image, name, seed)
 
 
 def _captum(score: ClassScore, codes: Tensor, algorithm: str, **options: object) -> Tensor:

@@ -68,17 +68,24 @@ class ClassScore:
 
         A mask scales each concept at all positions.
         """
-        n, m = len(self.codes), len(masks)
-        masks = masks.to(self.codes)
-        pairs = torch.arange(n * m, device=self.codes.device)
+        return self.evaluate(lambda _, row: masks[row], len(masks))
+
+    def evaluate(self, mask_of: Callable[[Tensor, Tensor], Tensor], m: int) -> Tensor:
+        """The scores ``(n, m)`` under m masks a picture, in float64 on the CPU.
+
+        Masks ``(b, k)`` are made as they are needed, from pictures and rows ``(b,)``.
+        """
+        n = len(self.codes)
         with torch.no_grad(), bar("scores", n * m, "score") as progress:
 
             def block(pairs: Tensor) -> Tensor:
-                scores = self(self.codes[pairs // m] * masks[pairs % m][:, None])
+                picture = pairs // m
+                masks = mask_of(picture, pairs % m).to(self.codes)
+                scores = self(self.codes[picture.to(self.codes.device)] * masks[:, None])
                 progress.update(len(pairs))
                 return scores.double().cpu()
 
-            return in_batches(block, pairs, self.batch_size).reshape(n, m)
+            return in_batches(block, torch.arange(n * m), self.batch_size).reshape(n, m)
 
     def affine_slopes(self, seed: int) -> Tensor | None:
         """The slopes ``(n, k)`` where every picture's score is affine in the mask, else None.
@@ -117,17 +124,6 @@ class ClassScore:
         offset = value.detach() - (gradient * codes.detach()).sum()
         return gradient, offset.double().cpu()
 
-    def importance(self, per_image: Tensor, stderr: Tensor, method: str) -> Importance:
-        """The result for these pictures and this class."""
-        return Importance(
-            values=per_image.mean(0),
-            stderr=stderr,
-            per_image=per_image,
-            method=method,
-            target=self.target,
-            concept_names=self.concept_names,
-        )
-
 
 def _over_positions(gradient: Tensor, codes: Tensor) -> Tensor:
     return torch.einsum("opk,npk->nk", gradient, codes)
@@ -136,18 +132,36 @@ def _over_positions(gradient: Tensor, codes: Tensor) -> Tensor:
 def bootstrap(
     estimate: Callable[[Tensor, Tensor], Tensor], n: int, n_designs: int, seed: int
 ) -> Tensor:
-    """Draws of the estimate from resampled pictures and design points, stacked."""
+    """Draws of the estimate from resampled pictures ``(n,)`` and their points ``(n, N)``."""
     generator = torch.Generator().manual_seed(seed)
     draws = [
         estimate(
             torch.randint(n, (n,), generator=generator),
-            torch.randint(n_designs, (n_designs,), generator=generator),
+            torch.randint(n_designs, (n, n_designs), generator=generator),
         )
         for _ in range(N_BOOTSTRAP)
     ]
     return torch.stack(draws)
 
 
-def stderr_over_pictures(per_image: Tensor, seed: int) -> Tensor:
-    """The bootstrap's standard error ``(k,)`` of the mean over pictures ``(n, k)``."""
-    return bootstrap(lambda rows, _: per_image[rows].mean(0), len(per_image), 1, seed).std(0)
+def result(
+    score: ClassScore,
+    per_image: Tensor,
+    method: str,
+    seed: int,
+    *,
+    stderr: Tensor | None = None,
+    names: list[str] | None = None,
+) -> Importance:
+    """The mean over pictures of ``(n, k)``, by default with its standard error over pictures."""
+    if stderr is None:
+        draws = bootstrap(lambda rows, _: per_image[rows].mean(0), len(per_image), 1, seed)
+        stderr = draws.std(0)
+    return Importance(
+        values=per_image.mean(0),
+        stderr=stderr,
+        per_image=per_image,
+        method=method,
+        target=score.target,
+        concept_names=score.concept_names if names is None else names,
+    )
