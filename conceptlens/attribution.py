@@ -25,6 +25,8 @@ WINDOW = 1 / 7
 N_MASKS = 500
 MASK_CELLS = 7
 MASK_KEEP = 0.5
+# Standard deviation of the blur, as a share of the picture's side.
+SMOOTHING = 0.05
 
 
 def saliency(score: Score, x: Tensor, seed: int = 0) -> Tensor:
@@ -38,13 +40,22 @@ def gradient_x_input(score: Score, x: Tensor, seed: int = 0) -> Tensor:
 
 
 def integrated_gradients(score: Score, x: Tensor, seed: int = 0) -> Tensor:
-    """Gradients along the way from a zero picture to this one, times its values; signed.
+    """Gradients along the way from the mean colour to the picture, times the way; signed.
 
-    A map sums to the score minus that of the zero picture, but for the error of the midpoint
-    rule (Sundararajan et al. 2017).
+    A map sums to the score minus that of the picture's mean colour, but for the error of the
+    midpoint rule (Sundararajan et al. 2017).
     """
+    way = x - _colour(x)
     steps = (torch.arange(N_STEPS) + 0.5) / N_STEPS
-    return (_mean(_gradients(score, float(t) * x) for t in steps) * x[:, None]).sum(2)
+    return (_mean(_gradients(score, x - float(1 - t) * way) for t in steps) * way[:, None]).sum(2)
+
+
+def smooth_integrated_gradients(score: Score, x: Tensor, seed: int = 0) -> Tensor:
+    """Integrated gradients blurred by a Gaussian as wide as a twentieth of the picture; signed.
+
+    Single pixels of gradients are speckled; a neighbourhood of them says where a thing is.
+    """
+    return _blurred(integrated_gradients(score, x), SMOOTHING * min(x.shape[-2:]))
 
 
 def smoothgrad(score: Score, x: Tensor, seed: int = 0) -> Tensor:
@@ -116,8 +127,26 @@ def _mean(tensors: Iterable[Tensor]) -> Tensor:
 
 def _covered(x: Tensor, keep: Tensor) -> Tensor:
     """The pictures where `keep` is 1, their mean colour where it is 0."""
-    colour = x.mean((2, 3), keepdim=True)
+    colour = _colour(x)
     return colour + keep.to(x) * (x - colour)
+
+
+def _colour(x: Tensor) -> Tensor:
+    """The mean colour of each picture ``(B, 3, 1, 1)``, which stands for nothing being there."""
+    return x.mean((2, 3), keepdim=True)
+
+
+def _blurred(maps: Tensor, sigma: float) -> Tensor:
+    """Maps ``(B, k, H, W)`` convolved with a Gaussian that is cut at three sigmas."""
+    for axis in (2, 3):
+        radius = min(round(3 * sigma), maps.shape[axis] - 1)
+        offsets = torch.arange(-radius, radius + 1, device=maps.device, dtype=maps.dtype)
+        kernel = torch.exp(-0.5 * (offsets / max(sigma, 1e-6)) ** 2)
+        weight = (kernel / kernel.sum()).reshape(1, 1, *((-1, 1) if axis == 2 else (1, -1)))
+        padding = (radius, 0) if axis == 2 else (0, radius)
+        planes = torch.nn.functional.conv2d(maps.flatten(0, 1)[:, None], weight, padding=padding)
+        maps = planes.reshape(maps.shape)
+    return maps
 
 
 def _windows(height: int, width: int) -> Iterable[Tensor]:

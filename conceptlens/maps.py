@@ -43,7 +43,8 @@ def concept_maps(
           "occlusion", "rise" (signed; positive where a pixel raises the concept's presence):
           attribution of the concept's presence, its mean code over the grid, to pixels. For the
           gradients nonnegative factorisations are differentiated implicitly.
-        - "implicit": the one of these that finds planted concepts best.
+        - "implicit" (signed): "integrated_gradients", blurred: of the methods by gradients the
+          one that finds planted concepts best (``benchmarks/explain_truth.py``).
     batch_size : int
         The most pictures mapped at once.
     seed : int
@@ -142,7 +143,7 @@ def _of_presence(attribute: Attribution) -> MapMethod:
 
 MAPS: dict[str, MapMethod] = {
     "interpolate": interpolate,
-    "implicit": _of_presence(attribution.integrated_gradients),
+    "implicit": _of_presence(attribution.smooth_integrated_gradients),
     "coam": lambda cm, x, seed=0: coam(
         _dictionary_model(cm, "coam").backbone, cm.extractor.components_, x
     ),

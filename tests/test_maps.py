@@ -139,8 +139,9 @@ def test_gradient_methods_equal_captum(model):
             gradient = attr.Saliency(score).attribute(x.clone(), target=k, abs=False)
             times_input = attr.InputXGradient(score).attribute(x.clone(), target=k).sum(1)
             integrated = attr.IntegratedGradients(score).attribute(
-                x, target=k, n_steps=attribution.N_STEPS, method="riemann_middle"
-            )
+                x, x.mean((2, 3), keepdim=True).expand_as(x), target=k,
+                n_steps=attribution.N_STEPS, method="riemann_middle",
+            )  # fmt: skip
         found = concept_maps(model, x, "saliency")[:, k]
         torch.testing.assert_close(found, gradient.abs().amax(1))
         torch.testing.assert_close(concept_maps(model, x, "gradient_x_input")[:, k], times_input)
@@ -162,8 +163,22 @@ def test_gradients_are_those_of_finite_differences(model):
 def test_integrated_gradients_of_presence_are_complete(model):
     x = pictures().double()
     maps = concept_maps(model, x, "integrated_gradients")
-    expected = presence(model, x) - presence(model, torch.zeros_like(x))
+    blank = x.mean((2, 3), keepdim=True).expand_as(x)
+    expected = presence(model, x) - presence(model, blank)
     torch.testing.assert_close(maps.sum((2, 3)), expected, rtol=0.02, atol=0.02)
+
+
+def test_implicit_maps_are_integrated_gradients_blurred_by_scipy(model):
+    from scipy.ndimage import gaussian_filter1d
+
+    x = pictures(1).double()
+    expected = concept_maps(model, x, "integrated_gradients").numpy()
+    for axis in (2, 3):
+        sigma = attribution.SMOOTHING * 24
+        expected = gaussian_filter1d(
+            expected, sigma, axis, mode="constant", radius=round(3 * sigma)
+        )
+    torch.testing.assert_close(concept_maps(model, x, "implicit"), torch.from_numpy(expected))
 
 
 def test_occlusion_of_a_linear_score_by_brute_force():
