@@ -16,6 +16,7 @@ from .extraction import Extractor, as_extractor
 from .extraction.nmf import NMF
 from .images import Pictures, crops, denormalise, resize
 from .importance.sobol import sobol
+from .local import logit_parts
 from .maps import codes_on_grid
 from .model import DictionaryModel
 from .progress import bar
@@ -147,6 +148,9 @@ class CRAFT:
                 **self._fidelity(cm, codes, pictures),
             },
             provenance=self._provenance(pictures, crop_set, importance.method, extractor),
+            logit_parts=logit_parts(
+                cm, codes, pictures.logits, pictures.target, batch_size=self.batch_size
+            ),
             model=cm,
             crop_set=crop_set,
         )
