@@ -23,6 +23,8 @@ from .model import ConceptModel
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from .local import Waterfall
+
 FORMAT = 1
 TENSORS = ("concept_maps", "components", "scores")
 
@@ -120,6 +122,8 @@ class Explanation:
         How it was made.
     subconcepts : dict of int to Explanation
         For a concept, by its index, what it is made of at an earlier layer; see `decompose`.
+    logit_parts : Tensor or None
+        ``(n, k + 3)``: what each picture's logit is the sum of; see `waterfall`.
     model : ConceptModel or None
         The classifier in concept space, for maps of other pictures; not saved.
     crop_set : CropSet or None
@@ -137,6 +141,7 @@ class Explanation:
     metrics: dict[str, float]
     provenance: dict[str, Any]
     subconcepts: dict[int, Explanation] = field(default_factory=dict)
+    logit_parts: Tensor | None = None
     model: ConceptModel | None = None
     crop_set: CropSet | None = None
 
@@ -149,6 +154,14 @@ class Explanation:
                 "a loaded explanation has no network: pass it with Explanation.load(folder, model=)"
             )
         return concept_maps(self.model, x)
+
+    def waterfall(self, picture: int) -> Waterfall:
+        """Decompose the logit of one of the pictures explained into what each concept adds."""
+        from .local import waterfall_of
+
+        if self.logit_parts is None:
+            raise ValueError("this explanation holds no logit_parts: explain again")
+        return waterfall_of(self.logit_parts[picture], self.target, self.importance.concept_names)
 
     def pixels(self, crop: Crop) -> Tensor:
         """Return the pixels of a crop, uint8 ``(3, h, w)``."""
@@ -184,6 +197,7 @@ class Explanation:
         importance = self.importance
         tensors = {name: getattr(self, name) for name in TENSORS}
         tensors |= {f"importance.{n}": getattr(importance, n) for n in _IMPORTANCE_TENSORS}
+        tensors |= {} if self.logit_parts is None else {"logit_parts": self.logit_parts}
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         write_atomically(folder / "tensors.safetensors", save_tensors(tensors))
         record = {
@@ -253,6 +267,7 @@ class Explanation:
             scores=tensors["scores"],
             metrics=metrics,
             provenance=provenance,
+            logit_parts=tensors.get("logit_parts"),
             subconcepts={i: cls.load(folder / _part_name(i)) for i in parts},
             model=model,
         )
@@ -315,7 +330,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     wanted = {*TENSORS, *(f"importance.{n}" for n in _IMPORTANCE_TENSORS)}
-    if tensors.keys() != wanted:
+    if tensors.keys() - {"logit_parts"} != wanted:
         raise ValueError(f"{path} holds {sorted(tensors)}, expected {sorted(wanted)}")
     return tensors
 

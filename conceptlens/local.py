@@ -152,12 +152,12 @@ def waterfall(
         is_dictionary = isinstance(cm, DictionaryModel)
         logits = cm.backbone(x[None]) if is_dictionary else cm.classify(codes)  # type: ignore[attr-defined]
     index = int(logits.argmax()) if target is None else class_index(target, cm.class_names)
-    rows = decompose(cm, codes, logits, index, batch_size=batch_size)
+    rows = logit_parts(cm, codes, logits, index, batch_size=batch_size)
     name = f"class {index}" if cm.class_names is None else cm.class_names[index]
     return waterfall_of(rows[0], name, cm.concept_names)
 
 
-def decompose(
+def logit_parts(
     cm: ConceptModel, codes: Tensor, logits: Tensor, target: int, *, batch_size: int = 256
 ) -> Tensor:
     """Decompose the logits of many pictures, a row each.
@@ -190,7 +190,7 @@ def decompose(
 
 
 def waterfall_of(row: Tensor, target: str, concept_names: list[str]) -> Waterfall:
-    """The `Waterfall` of a row of `decompose`."""
+    """The `Waterfall` of a row of `logit_parts`."""
     base, *_, error, unexplained = row.tolist()
     return Waterfall(target, list(concept_names), base, row[1:-2], error, unexplained)
 

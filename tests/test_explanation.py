@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -38,6 +39,7 @@ def explanation():
         concept_maps=torch.rand(4, 3, 4, 6, generator=generator),
         components=torch.rand(3, 10, generator=generator),
         scores=torch.tensor([0.9, 0.8, 0.7, 0.6]),
+        logit_parts=torch.randn(4, 6, generator=generator, dtype=torch.float64),
         metrics={"prediction agreement": 1.0},
         provenance={"seed": 0, "layer": HOSTILE},
     )
@@ -50,7 +52,7 @@ def test_loaded_is_what_was_saved(explanation, tmp_path):
     loaded = Explanation.load(tmp_path / "out")
     for name in ("target", "concepts", "picture_names", "metrics", "provenance"):
         assert getattr(loaded, name) == getattr(explanation, name)
-    for name in ("pictures", "concept_maps", "components", "scores"):
+    for name in ("pictures", "concept_maps", "components", "scores", "logit_parts"):
         assert torch.equal(getattr(loaded, name), getattr(explanation, name))
     assert torch.equal(loaded.importance.per_image, explanation.importance.per_image)
     assert repr(loaded) == repr(explanation)
@@ -116,3 +118,31 @@ def test_overlay_paints_where_the_map_is_strong():
 def test_pixels_of_a_crop(explanation):
     crop = explanation.concepts[0].crops[2]
     assert torch.equal(explanation.pixels(crop), explanation.pictures[2, :, 4:20, 8:24])
+
+
+def test_waterfall_of_a_loaded_explanation_sums(explanation, tmp_path):
+    loaded = Explanation.load(explanation.save(tmp_path))
+    fall = loaded.waterfall(2)
+    assert fall.logit == pytest.approx(float(explanation.logit_parts[2].sum()), abs=1e-12)
+    assert fall.target == HOSTILE
+    text = loaded.to_html(tmp_path / "report.html").read_text()
+    assert text.count("Its logit, concept by concept") == 4
+    assert f"{fall.logit:+.2f}</td>" in text
+    without = replace(explanation, logit_parts=None)
+    assert Explanation.load(without.save(tmp_path / "b")).logit_parts is None
+    with pytest.raises(ValueError, match="explain again"):
+        without.waterfall(0)
+
+
+def test_report_shows_the_cluster_graph_where_pictures_are_enough(explanation, tmp_path):
+    assert 'id="ways"' not in explanation.to_html(tmp_path / "few.html").read_text()
+    per_image = torch.eye(3)[:2].repeat_interleave(8, 0)
+    many = replace(
+        explanation,
+        importance=replace(explanation.importance, per_image=per_image),
+        pictures=explanation.pictures.repeat(4, 1, 1, 1),
+    )
+    text = many.to_html(tmp_path / "many.html").read_text()
+    assert 'id="ways"' in text
+    assert "<script" not in text
+    assert text.count("8 pictures</li>") == 2

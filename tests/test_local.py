@@ -6,7 +6,7 @@ from torch import nn
 
 from conceptlens.backbone import Backbone
 from conceptlens.extraction.nmf import NMF
-from conceptlens.local import contrastive_maps, decompose, waterfall
+from conceptlens.local import contrastive_maps, logit_parts, waterfall
 from conceptlens.model import DictionaryModel
 
 HOSTILE = "<script>alert('x')</script>"
@@ -86,7 +86,7 @@ def test_contributions_of_a_curved_head_by_a_fine_riemann_sum():
 
 def test_rows_of_many_pictures_are_those_of_one():
     cm, x = model(affine=False, n_concepts=2), picture(1, n=7)
-    rows = decompose(cm, cm.encode(x), cm.backbone(x), 0, batch_size=3)
+    rows = logit_parts(cm, cm.encode(x), cm.backbone(x), 0, batch_size=3)
     torch.testing.assert_close(rows.sum(1), cm.backbone(x)[:, 0].double(), rtol=0, atol=1e-6)
     torch.testing.assert_close(
         rows[4, 1:-2], waterfall(cm, x[4], 0).contributions, rtol=1e-3, atol=1e-4

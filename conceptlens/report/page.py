@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from torch import Tensor
 
+from ..clusters import MIN_PICTURES, cluster_graph
 from ..plots import colour, overlay, scaled_maps
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from ..explanation import Explanation
 
 N_CROPS = 8
@@ -43,6 +46,7 @@ def render(explanation: Explanation) -> str:
         concepts=_concepts(explanation),
         pictures=_pictures(explanation),
         painted=_legend(explanation),
+        ways=_ways(explanation),
         metrics=[(n, v, MEANING.get(n, "")) for n, v in explanation.metrics.items()],
     )
 
@@ -52,6 +56,13 @@ def data_uri(picture: Tensor) -> str:
     buffer = io.BytesIO()
     Image.fromarray(picture.movedim(0, -1).numpy()).save(buffer, "JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def figure_uri(figure: Figure) -> str:
+    """A matplotlib figure as a PNG inside a URI."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def _lead(explanation: Explanation) -> str:
@@ -127,6 +138,7 @@ def _pictures(explanation: Explanation) -> list[dict[str, Any]]:
                 "score": float(explanation.scores[i]),
                 "uri": data_uri(explanation.pictures[i]),
                 "painted": data_uri(painted),
+                "waterfall": _waterfall(explanation, i),
                 "alt": f"{name} with its main concepts painted on it, {main} foremost",
                 "parts": [
                     {"name": c.name, "colour": k, "value": v}
@@ -135,3 +147,45 @@ def _pictures(explanation: Explanation) -> list[dict[str, Any]]:
             }
         )
     return cards
+
+
+def _waterfall(explanation: Explanation, picture: int) -> list[dict[str, Any]]:
+    """The rows of a picture's waterfall; left ends and widths are in percent of the track."""
+    if explanation.logit_parts is None:
+        return []
+    fall = explanation.waterfall(picture)
+    ranks = {concept.index: rank for rank, concept in enumerate(explanation.concepts)}
+    level = fall.base
+    rows: list[tuple[str, float, float, int | None]] = [
+        ("base, without concepts", 0.0, level, None)
+    ]
+    for name, height, concept in fall.steps:
+        rows.append((name, level, height, concept))
+        level += height
+    rows.append((f"logit of {fall.target}", 0.0, fall.logit, None))
+    ends = [end for _, start, height, _ in rows for end in (start, start + height)]
+    low, unit = min(ends), 100 / max(max(ends) - min(ends), 1e-12)
+    return [
+        {
+            "name": name,
+            "value": height,
+            "left": (min(start, start + height) - low) * unit,
+            "width": abs(height) * unit,
+            "colour": "#8a8a8f" if concept is None else colour(ranks[concept]),
+        }
+        for name, start, height, concept in rows
+    ]
+
+
+def _ways(explanation: Explanation) -> dict[str, Any] | None:
+    """The strategic cluster graph, where there are pictures enough."""
+    if len(explanation.pictures) < MIN_PICTURES:
+        return None
+    graph = cluster_graph(explanation.importance)
+    clusters = list(zip(graph.names, graph.sizes, strict=True))
+    listed = "; ".join(f"{name} in {size} pictures" for name, size in clusters)
+    return {
+        "uri": figure_uri(graph.plot().figure),
+        "alt": f"Pictures of {graph.target} as dots, grouped by their main concepts: {listed}",
+        "clusters": clusters,
+    }
