@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +16,11 @@ from .explanation import Concept, Crop, CropSet, Explanation
 from .extraction import Extractor, as_extractor
 from .extraction.nmf import NMF
 from .images import Pictures, crops, denormalise, resize
+from .importance.result import Importance
 from .importance.sobol import sobol
 from .local import logit_parts
 from .maps import codes_on_grid
+from .metrics.faithfulness import c_deletion, c_insertion, c_mu_fidelity
 from .model import DictionaryModel
 from .progress import bar
 
@@ -146,6 +149,7 @@ class CRAFT:
                     crop_set.rows, extractor.inverse_transform(crop_set.codes)
                 ),
                 **self._fidelity(cm, codes, pictures),
+                **self._faithfulness(cm, codes, importance, pictures.target),
             },
             provenance=self._provenance(pictures, crop_set, importance.method, extractor),
             logit_parts=logit_parts(
@@ -243,6 +247,20 @@ class CRAFT:
             "prediction agreement": float((rebuilt.argmax(1) == true.argmax(1)).float().mean()),
             "mean logit difference": float(difference),
         }
+
+    def _faithfulness(
+        self, cm: DictionaryModel, codes: Tensor, importance: Importance, target: int
+    ) -> dict[str, float]:
+        """How well the importance tells what removing or adding concepts does to the logit."""
+        b = self.batch_size
+        metrics = {
+            "C-Deletion": c_deletion(cm, codes, target, importance, batch_size=b).auc,
+            "C-Insertion": c_insertion(cm, codes, target, importance, batch_size=b).auc,
+        }
+        if codes.shape[2] > 1:
+            fidelity = c_mu_fidelity(cm, codes, target, importance, n_subsets=32, batch_size=b)
+            metrics["C-µFidelity"] = fidelity.mean
+        return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
     def _name(self, index: int) -> str:
         names = self.backbone.class_names
