@@ -83,6 +83,15 @@ def _parser() -> argparse.ArgumentParser:
         "conceptlens layers torchvision:resnet50",
     )  # fmt: skip
     _model_options(layers)
+
+    compare = _command(
+        commands, "compare", _compare, "set saved explanations side by side on one page",
+        "conceptlens compare out-nmf out-sae --out comparison.html",
+    )  # fmt: skip
+    compare.add_argument(
+        "explanations", metavar="FOLDER", nargs="+", help="what explain wrote, the reference first"
+    )
+    compare.add_argument("--out", type=Path, required=True, help="HTML page to write")
     return parser
 
 
@@ -93,7 +102,7 @@ def _command(
         name,
         help=summary,
         description=summary[0].upper() + summary[1:] + ".",
-        epilog=f"example:\n  {example}\n\n{FORMS if name != 'demo' else ''}",
+        epilog=f"example:\n  {example}\n\n{'' if name in ('demo', 'compare') else FORMS}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.set_defaults(run=run)
@@ -164,3 +173,16 @@ def _cache(options: argparse.Namespace) -> None:
 
 def _layers(options: argparse.Namespace) -> None:
     print(_backbone(options).layers())
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from .comparison import compare
+    from .explanation import Explanation
+
+    folders = options.explanations
+    if len(set(folders)) < len(folders):
+        raise ValueError(f"a folder is given twice: {' '.join(folders)}")
+    comparison = compare({folder: Explanation.load(folder) for folder in folders})
+    comparison.to_html(options.out)
+    print(comparison)
+    print(options.out)

@@ -18,6 +18,8 @@ MIN_PICTURES = 12
 MAX_CLUSTERS = 6
 # Below this silhouette clusters are not apart, and the pictures count as one.
 MIN_SILHOUETTE = 0.25
+# Fewer pictures are no strategy.
+MIN_SIZE = 3
 # A cluster is called by the concepts that carry at least this share of its importance, two at most.
 NAMING_SHARE = 0.2
 
@@ -33,7 +35,7 @@ class ClusterGraph:
     clusters : Tensor
         ``(n,)`` int64: the cluster of each picture, the largest first.
     names : list of str
-        Each cluster's main concepts.
+        Each cluster's main concepts, with their share of its importance.
     edges : list of tuple of int
         From each cluster to the nearest one, by the distance of their mean importance.
     embedding : str
@@ -67,11 +69,12 @@ class ClusterGraph:
             ax.plot(*centres[[i, j]].T.tolist(), color="0.6", linewidth=1.5, zorder=1)
         for j, (name, size) in enumerate(zip(self.names, self.sizes, strict=True)):
             x, y = self.points[self.clusters == j].T.tolist()
-            ax.scatter(x, y, s=18, color=colour(j), alpha=0.55, linewidth=0, zorder=2)
-            ax.annotate(
-                f"{name} ({size})", tuple(centres[j].tolist()), ha="center", va="center", fontsize=9,
-                bbox={"boxstyle": "round", "facecolor": "white", "edgecolor": colour(j)}, zorder=3,
-            )  # fmt: skip
+            label = f"{j + 1}: {name} ({size})"
+            ax.scatter(x, y, s=18, color=colour(j), alpha=0.6, linewidth=0, label=label)
+            centre = tuple(centres[j].tolist())
+            node = {"boxstyle": "circle", "facecolor": "white", "edgecolor": colour(j)}
+            ax.annotate(str(j + 1), centre, ha="center", va="center", fontsize=9, bbox=node)
+        ax.legend(loc="upper left", bbox_to_anchor=(0, -0.02), frameon=False, fontsize=9)
         ax.set_xticks([])
         ax.set_yticks([])
         ax.margins(0.15)
@@ -101,7 +104,8 @@ def cluster_graph(
     importance : Importance
         Its ``per_image`` ``(n, k)`` is read.
     n_clusters : int, optional
-        Default: the number up to 6 whose silhouette is largest, or 1 where that is below 0.25.
+        Default: the number up to 6 whose silhouette is largest, each of 3 pictures or more, or 1
+        where that is below 0.25.
     seed : int
         Fixes grouping and embedding.
 
@@ -144,7 +148,7 @@ def _group(vectors: np.ndarray, n_clusters: int | None, seed: int) -> Tensor:
     for k in range(2, most + 1):
         found = k_means(k)
         score = silhouette_score(vectors, found)
-        if score > best:
+        if score > best and np.bincount(found).min() >= MIN_SIZE:
             best, labels = score, found
     return torch.from_numpy(labels).long()
 
@@ -175,7 +179,7 @@ def _name(centre: Tensor, concept_names: list[str]) -> str:
     share = centre.abs() / centre.abs().sum().clamp(min=1e-12)
     main = share.argsort(descending=True)[:2].tolist()
     chosen = [i for rank, i in enumerate(main) if rank == 0 or share[i] >= NAMING_SHARE]
-    return " + ".join(concept_names[i] for i in chosen)
+    return " + ".join(f"{concept_names[i]} {100 * share[i]:.0f} %" for i in chosen)
 
 
 def _nearest(centres: Tensor) -> list[tuple[int, int]]:

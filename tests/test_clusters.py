@@ -1,5 +1,7 @@
 """The strategic cluster graph, on pictures whose strategies are planted."""
 
+import re
+
 import pytest
 import torch
 
@@ -25,7 +27,9 @@ def test_planted_strategies_are_found_and_named(n_each):
     found, truth = importance(n_each)
     graph = cluster_graph(found)
     assert torch.equal(graph.clusters, truth)
-    assert graph.names == ["fur", "eyes + <b>grass</b>", "sky + fur"]
+    names = [re.sub(r" \d+ %", "", name) for name in graph.names]
+    assert names == ["fur", "eyes + <b>grass</b>", "sky + fur"]
+    assert 90 < int(re.search(r"fur (\d+) %", graph.names[0])[1]) < 100
     assert graph.sizes == list(n_each)
     assert (0, 2) in graph.edges
     again = cluster_graph(found)
@@ -44,7 +48,7 @@ def test_one_strategy_is_one_cluster():
 def test_equal_pictures_and_one_concept_do_not_break_it():
     rows = torch.ones(15, 1)
     graph = cluster_graph(Importance(rows[0], rows[0], rows, "m", "cat", ["all"]))
-    assert graph.names == ["all"]
+    assert graph.names == ["all 100 %"]
 
 
 def test_figure_and_refusals(tmp_path):

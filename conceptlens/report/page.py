@@ -28,20 +28,17 @@ MEANING = {
     "picture reconstruction error": "share of the whole pictures' activations that they miss",
     "prediction agreement": "share of pictures that keep their class when rebuilt from concepts",
     "mean logit difference": "mean change of the class's logit when rebuilt from concepts",
+    "C-Deletion": "mean logit as concepts are removed, the most important first; low is faithful",
+    "C-Insertion": "mean logit as concepts are put in, the most important first; high is faithful",
+    "C-µFidelity": "correlation of importance with what removal does, from −1 to 1",
 }
 
 
 def render(explanation: Explanation) -> str:
     """Return the report as HTML; every name in it is escaped."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("conceptlens", "report"), autoescape=True, undefined=StrictUndefined
-    )
-    style = (files("conceptlens.report") / "report.css").read_text(encoding="utf-8")
-    return environment.get_template("report.html").render(
+    return fill(
+        "report.html",
         explanation=explanation,
-        style=style,
         lead=_lead(explanation),
         concepts=_concepts(explanation),
         pictures=_pictures(explanation),
@@ -49,6 +46,17 @@ def render(explanation: Explanation) -> str:
         ways=_ways(explanation),
         metrics=[(n, v, MEANING.get(n, "")) for n, v in explanation.metrics.items()],
     )
+
+
+def fill(template: str, **values: Any) -> str:
+    """Fill in one of this folder's templates; what is filled in is escaped."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("conceptlens", "report"), autoescape=True, undefined=StrictUndefined
+    )
+    style = (files("conceptlens.report") / "report.css").read_text(encoding="utf-8")
+    return environment.get_template(template).render(style=style, **values)
 
 
 def data_uri(picture: Tensor) -> str:
