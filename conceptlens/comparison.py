@@ -30,8 +30,8 @@ class Matching:
     Attributes
     ----------
     by : str
-        "cosine" of the dictionaries' rows, where both have as many channels; "correlation" of
-        the concepts' strengths over the pictures that both explain; or "nothing".
+        "cosine" of the dictionaries' rows, where both explain the same layer of the same network;
+        "correlation" of the concepts' strengths over the pictures that both explain; or "nothing".
     partners : dict of int to int
         The reference's concepts, by index, to this explanation's.
     similarity : dict of int to float
@@ -197,7 +197,9 @@ def _matching(first: Explanation, other: Explanation) -> Matching:
 
 def _similarity(first: Explanation, other: Explanation) -> tuple[str, Tensor | None]:
     """What concepts are matched by, and how alike they are ``(k, k')``."""
-    if first.components.shape[1] == other.components.shape[1]:
+    # The fingerprint is of weights and layer: channels of another network mean something else.
+    same_network = first.provenance.get("fingerprint") == other.provenance.get("fingerprint")
+    if same_network and first.components.shape[1] == other.components.shape[1]:
         return "cosine", cosines(first.components, other.components)
     common = [name for name in first.picture_names if name in other.picture_names]
     if len(common) < MIN_COMMON:

@@ -62,10 +62,12 @@ def test_concepts_of_one_channel_space_are_matched_by_cosine():
     assert matching.rank_correlation == pytest.approx(1.0)
 
 
-def test_concepts_of_different_networks_are_matched_over_common_pictures():
+@pytest.mark.parametrize(
+    "changes", [{"components": torch.rand(4, 7)}, {"provenance": {"fingerprint": "other"}}]
+)
+def test_concepts_of_different_networks_are_matched_over_common_pictures(changes):
     first = explanation()
-    other = shuffled(first)
-    other = replace(other, components=torch.rand(4, 7))
+    other = replace(shuffled(first), **changes)
     matching = compare({"a": first, "b": other}).matchings["b"]
     assert matching.by == "correlation"
     assert {j: i for i, j in matching.partners.items()} == dict(enumerate(ORDER))
