@@ -1,0 +1,32 @@
+"""Printing what the benchmarks find: means over seeds with their 95 % intervals."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from conceptlens.metrics import Estimate
+
+
+def over_seeds(values: Iterable[float]) -> Estimate:
+    return Estimate(torch.tensor(list(values), dtype=torch.float64))
+
+
+def cell(value: object) -> str:
+    """An estimate as its mean and the half width of its 95 % interval; a float in 3 digits."""
+    if isinstance(value, Estimate):
+        low, high = value.interval()
+        return f"{value.mean:.2f} ± {(high - low) / 2:.2f}"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def show(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a table whose columns are as wide as they need."""
+    lines = [list(columns), *([cell(value) for value in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    print(f"\n{title}")
+    for i, line in enumerate(lines):
+        print(
+            "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
+        )
+        if i == 0:
+            print("  ".join("-" * width for width in widths))
