@@ -1,14 +1,21 @@
+from . import datasets, distributed, metrics
 from ._version import __version__
 from .backbone import Backbone, NotCuttableError
+from .clusters import ClusterGraph, cluster_graph
+from .comparison import Comparison, compare
 from .craft import CRAFT
 from .explanation import Concept, Crop, Explanation
 from .extraction.nmf import NMF
+from .extraction.sae import SparseAutoencoder, loss_recovered
 from .extraction.semi_nmf import SemiNMF
 from .images import Pictures, UnreadableImageError
+from .importance.attribute import attribute
 from .importance.result import Importance
 from .importance.sobol import sobol
-from .maps import concept_maps
+from .local import Waterfall, contrastive_maps, waterfall
+from .maps import coam, concept_maps
 from .model import ConceptModel, DictionaryModel
+from .recursion import decompose
 from .store import ActivationStore, StoreError
 
 __all__ = [
@@ -16,6 +23,8 @@ __all__ = [
     "NMF",
     "ActivationStore",
     "Backbone",
+    "ClusterGraph",
+    "Comparison",
     "Concept",
     "ConceptModel",
     "Crop",
@@ -25,9 +34,22 @@ __all__ = [
     "NotCuttableError",
     "Pictures",
     "SemiNMF",
+    "SparseAutoencoder",
     "StoreError",
     "UnreadableImageError",
+    "Waterfall",
     "__version__",
+    "attribute",
+    "cluster_graph",
+    "coam",
+    "compare",
     "concept_maps",
+    "contrastive_maps",
+    "datasets",
+    "decompose",
+    "distributed",
+    "loss_recovered",
+    "metrics",
     "sobol",
+    "waterfall",
 ]

@@ -9,9 +9,12 @@ import conceptlens as cl
 
 ROOT = Path(__file__).parent.parent
 PUBLIC = {
-    "CRAFT", "NMF", "ActivationStore", "Backbone", "Concept", "ConceptModel", "Crop",
-    "DictionaryModel", "Explanation", "Importance", "NotCuttableError", "Pictures", "SemiNMF",
-    "StoreError", "UnreadableImageError", "__version__", "concept_maps", "sobol",
+    "CRAFT", "NMF", "ActivationStore", "Backbone", "ClusterGraph", "Comparison", "Concept",
+    "ConceptModel", "Crop", "DictionaryModel", "Explanation", "Importance", "NotCuttableError",
+    "Pictures", "SemiNMF", "SparseAutoencoder", "StoreError", "UnreadableImageError", "Waterfall",
+    "__version__", "attribute", "cluster_graph", "coam", "compare", "concept_maps",
+    "contrastive_maps", "datasets", "decompose", "distributed", "loss_recovered", "metrics",
+    "sobol", "waterfall",
 }  # fmt: skip
 
 
