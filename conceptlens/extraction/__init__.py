@@ -7,6 +7,7 @@ from importlib import import_module
 
 from .base import Extractor
 from .nmf import NMF
+from .sae import SparseAutoencoder
 from .scikit import ScikitExtractor, as_extractor
 from .semi_nmf import SemiNMF
 
@@ -28,4 +29,8 @@ EXTRACTORS: dict[str, Callable[[int, int], Extractor]] = {
     "ica": _scikit("decomposition", "FastICA"),
     "kmeans": _scikit("cluster", "KMeans"),
     "dictionary-learning": _scikit("decomposition", "MiniBatchDictionaryLearning"),
+    # A recipe for hundreds of rows and about as many concepts as the other extractors have.
+    "sae": lambda k, seed: SparseAutoencoder(
+        k, sparsity=max(1, k // 2), n_epochs=200, batch_size=64, random_state=seed
+    ),
 }

@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator
-from sklearn.exceptions import NotFittedError
 from torch import Tensor
 
 from ...batching import in_batches
-from ..base import check_rows, like
+from ..base import check_fitted, check_transform, like
 from . import saving
 from .formulas import Weights
 from .settings import Settings
@@ -154,10 +153,10 @@ class SparseAutoencoder(BaseEstimator):
         a : Tensor or array
             Rows.
         sparse : bool
-            Return a sparse CSR tensor, or a SciPy CSR matrix for an array: for k in the thousands
+            Return a sparse COO tensor, or a SciPy CSR matrix for an array: for k in the thousands
             it takes about k / (2 · L0) times less memory.
         """
-        rows = self._check_transform(a)
+        rows = check_transform(self, a)
         if not sparse:
             return like(in_batches(self._encode, rows, CHUNK), a)
         with torch.no_grad():
@@ -174,7 +173,7 @@ class SparseAutoencoder(BaseEstimator):
 
         Codes that are sparse are decoded without their zeros.
         """
-        self._check_fitted()
+        check_fitted(self)
         if hasattr(u, "tocsr"):
             return u @ self.components_.cpu().numpy() + self.intercept_.cpu().numpy()
         codes = torch.as_tensor(u)
@@ -188,7 +187,7 @@ class SparseAutoencoder(BaseEstimator):
 
     def save(self, folder: str | Path) -> None:
         """Write weights (safetensors), options and history (JSON) and a card (README.md)."""
-        self._check_fitted()
+        check_fitted(self)
         saving.save(self, Path(folder))
 
     @classmethod
@@ -215,16 +214,3 @@ class SparseAutoencoder(BaseEstimator):
         weights = {name: w.to(rows) for name, w in self.weights_.items()}
         settings = Settings.of(self.get_params())
         return VARIANTS[settings.variant].codes(weights, rows, settings.sparsity)
-
-    def _check_fitted(self) -> None:
-        if not hasattr(self, "components_"):
-            raise NotFittedError("this SparseAutoencoder is not fitted yet: call fit first")
-
-    def _check_transform(self, a: Any) -> Tensor:
-        rows = check_rows(a)
-        self._check_fitted()
-        if rows.shape[1] != self.n_features_in_:
-            raise ValueError(
-                f"rows have {rows.shape[1]} channels, the dictionary has {self.n_features_in_}"
-            )
-        return rows
