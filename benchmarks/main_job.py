@@ -52,7 +52,7 @@ def nmf() -> None:
         u, v = nndsvd(a, k, torch.Generator().manual_seed(0))
         start = time.perf_counter()
         ours = NMF(k)
-        ours.fit_transform(a, u, v)
+        ours.fit_transform(a, u=u, v=v)
         middle = time.perf_counter()
         peer = ScikitNMF(k, init="custom", solver="cd", tol=1e-4, max_iter=1000)
         peer.fit_transform(a.numpy(), W=u.numpy().copy(), H=v.numpy().copy())

@@ -6,9 +6,18 @@ import torch
 from sklearn.base import clone
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA, FastICA, MiniBatchDictionaryLearning
+from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch import nn
 
-from conceptlens import CRAFT, ActivationStore, Backbone, DictionaryModel
+from conceptlens import (
+    CRAFT,
+    NMF,
+    ActivationStore,
+    Backbone,
+    DictionaryModel,
+    SemiNMF,
+    SparseAutoencoder,
+)
 from conceptlens.extraction import EXTRACTORS, as_extractor
 
 K = 4
@@ -167,3 +176,17 @@ def test_a_clusterings_codes_are_one_hot():
 def test_what_is_no_extractor_is_refused():
     with pytest.raises(TypeError, match=r"transform.*got str"):
         as_extractor("pca")
+
+
+OURS = [NMF(2), SemiNMF(2), SparseAutoencoder(4, sparsity=1, n_epochs=2)]
+# What ours do otherwise than scikit-learn checks for, and why.
+OTHERWISE = {
+    "check_n_features_in_after_fitting": "the error speaks of channels, not of features",
+    "check_positive_only_tag_during_fit": "the error names the remedy in our words",
+    "check_fit2d_1sample": "of one row an autoencoder says that all rows are the same",
+}
+
+
+@parametrize_with_checks(OURS, expected_failed_checks=lambda _: OTHERWISE)
+def test_scikit_learns_checks(estimator, check):
+    check(estimator)

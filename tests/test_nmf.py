@@ -55,7 +55,7 @@ def test_objective_is_scikit_learns_within_half_a_hundredth_on_real_activations(
     peer = ScikitNMF(k, init="custom", solver="cd", tol=1e-4, max_iter=1000)
     peer.fit_transform(a.numpy(), W=u.numpy().copy(), H=v.numpy().copy())
     ours = NMF(k, tol=1e-6)
-    codes = ours.fit_transform(a, u, v)
+    codes = ours.fit_transform(a, u=u, v=v)
     # Nonconvex: the two end in neighbouring optima.
     assert ours.reconstruction_err_**2 <= 1.005 * peer.reconstruction_err_**2
     true = (a - ours.inverse_transform(codes)).norm(dtype=torch.float64)
@@ -205,7 +205,7 @@ def test_multiplicative_updates_are_scikit_learns_and_never_rise():
     peer = ScikitNMF(4, init="custom", solver="mu", **arguments)
     peer.fit_transform(a.numpy(), W=u.numpy().copy(), H=v.numpy().copy())
     ours = NMF(4, solver="mu", **arguments)
-    ours.fit_transform(a, u, v)
+    ours.fit_transform(a, u=u, v=v)
     np.testing.assert_allclose(ours.components_.numpy(), peer.components_, rtol=1e-6)
     x, errors = u.T.clone(), []
     for _ in range(30):

@@ -6,7 +6,9 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
+from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.exceptions import NotFittedError
+from sklearn.utils.validation import check_array
 from torch import Tensor
 
 Rows = TypeVar("Rows", Tensor, np.ndarray)
@@ -40,8 +42,24 @@ class Extractor(Protocol):
         """Return the rows ``(n, C)`` that codes ``(n, k)`` stand for."""
 
 
+class SklearnExtractor(TransformerMixin, BaseEstimator):
+    """An extractor as scikit-learn knows it: parameters, clones, tags."""
+
+    requires_nonnegative = False
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.positive_only = self.requires_nonnegative
+        return tags
+
+
 def check_rows(a: Any, name: str = "a") -> Tensor:
-    """Return `a` as a finite floating-point tensor ``(n, C)`` with n ≥ 1."""
+    """Return `a` as a finite floating-point tensor ``(n, C)`` with n, C ≥ 1.
+
+    What is no tensor must be what scikit-learn takes: an array, a data frame, lists.
+    """
+    if not isinstance(a, Tensor):
+        a = check_array(a, dtype=(np.float64, np.float32), input_name=name)
     rows = torch.as_tensor(a)
     if rows.ndim != 2 or 0 in rows.shape:
         raise ValueError(f"{name} must have shape (n, C) with n, C ≥ 1, got {tuple(rows.shape)}")

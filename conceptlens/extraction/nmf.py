@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sklearn.base import BaseEstimator
 from torch import Tensor
 
 from . import starts
 from .alternate import Checkpoint, Penalty, Update, alternate, squared_error
-from .base import check_fitted, check_transform, like
+from .base import SklearnExtractor, check_fitted, check_transform, like
 from .implicit import implicit_nnls_from_grams
 from .rows import Rows, as_rows, blocks_of
 from .updates import hals, multiplicative
@@ -20,7 +19,7 @@ SOLVERS: dict[str, Update] = {"hals": hals, "mu": multiplicative}
 STARTS = {"nndsvd": starts.nndsvd, "nndsvda": starts.nndsvda, "random": starts.random}
 
 
-class NMF(BaseEstimator):
+class NMF(SklearnExtractor):
     """Factorise nonnegative rows: A ≈ U V with U, V ≥ 0.
 
     Minimises scikit-learn's objective ``½‖A − UV‖² + alpha_W·C·(l1_ratio ΣU + ½(1 − l1_ratio)‖U‖²)
@@ -94,13 +93,15 @@ class NMF(BaseEstimator):
         self.l1_ratio = l1_ratio
         self.random_state = random_state
 
-    def fit(self, a: Any, *, checkpoint: str | Path | None = None) -> NMF:
+    def fit(self, a: Any, y: None = None, *, checkpoint: str | Path | None = None) -> NMF:
         """Learn the dictionary.
 
         Parameters
         ----------
         a : Tensor, array or store
             Rows ``(n, C)``, or an `ActivationStore` that is read block by block.
+        y : None
+            Ignored; scikit-learn's pipelines pass it.
         checkpoint : path, optional
             A file that keeps the dictionary every ten iterations, and from which an interrupted
             fit of the same rows goes on.
@@ -111,16 +112,17 @@ class NMF(BaseEstimator):
     def fit_transform(
         self,
         a: Any,
+        y: None = None,
+        *,
         u: Tensor | None = None,
         v: Tensor | None = None,
-        *,
         checkpoint: str | Path | None = None,
     ) -> Any:
         """Learn the dictionary and return the codes ``(n, k)``.
 
         Parameters
         ----------
-        a, checkpoint
+        a, y, checkpoint
             As `fit` takes them.
         u, v : Tensor, optional
             Start from these codes ``(n, k)`` and this dictionary ``(k, C)`` instead of `init`;

@@ -50,7 +50,7 @@ class ScikitExtractor(BaseEstimator):
         tags = getattr(self.estimator, "__sklearn_tags__", None)
         return tags is not None and bool(tags().input_tags.positive_only)
 
-    def fit(self, a: Any) -> ScikitExtractor:
+    def fit(self, a: Any, y: None = None) -> ScikitExtractor:
         """Learn from rows ``(n, C)`` or from a store, which is streamed where that is possible."""
         if not hasattr(a, "vectors"):
             self.estimator.fit(_array(check_rows(a)))
@@ -62,7 +62,7 @@ class ScikitExtractor(BaseEstimator):
         self._read()
         return self
 
-    def fit_transform(self, a: Any) -> Any:
+    def fit_transform(self, a: Any, y: None = None) -> Any:
         """Learn the dictionary and return the codes ``(n, k)``."""
         return self.fit(a).transform(a)
 

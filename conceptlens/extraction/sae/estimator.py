@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator
 from torch import Tensor
 
 from ...batching import in_batches
-from ..base import check_fitted, check_transform, like
+from ..base import SklearnExtractor, check_fitted, check_transform, like
 from . import saving
 from .formulas import Weights
 from .settings import Settings
@@ -24,7 +23,7 @@ from .vectors import Vectors
 CHUNK = 4096
 
 
-class SparseAutoencoder(BaseEstimator):
+class SparseAutoencoder(SklearnExtractor):
     """Learn an overcomplete dictionary with codes of which few are not zero: a ≈ u V + b.
 
     The codes come from one product with an encoder, so that they cost little for any number of
@@ -76,8 +75,6 @@ class SparseAutoencoder(BaseEstimator):
     sparse autoencoders" and "Jumping ahead", 2024.
     """
 
-    requires_nonnegative = False
-
     def __init__(
         self,
         n_components: int = 4096,
@@ -100,6 +97,7 @@ class SparseAutoencoder(BaseEstimator):
     def fit(
         self,
         a: Any,
+        y: None = None,
         *,
         checkpoint: str | Path | None = None,
         monitor: Callable[[SparseAutoencoder], dict[str, float]] | None = None,
@@ -141,7 +139,7 @@ class SparseAutoencoder(BaseEstimator):
         self._take(training)
         return self
 
-    def fit_transform(self, a: Any) -> Any:
+    def fit_transform(self, a: Any, y: None = None) -> Any:
         """Learn from rows ``(n, C)`` and return their codes ``(n, k)``."""
         return self.fit(a).transform(a)
 
