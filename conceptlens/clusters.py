@@ -159,19 +159,19 @@ def _largest_first(labels: Tensor) -> Tensor:
 
 
 def _embed(vectors: np.ndarray, seed: int) -> tuple[np.ndarray, str]:
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    if vectors.shape[1] == 1 or np.ptp(vectors, 0).max() < 1e-9:  # there is no plane
+        return np.pad(vectors[:, :1], ((0, 0), (0, 1))), "PCA"
     try:
         from umap import UMAP  # type: ignore[import-not-found]
     except ImportError:
-        from sklearn.decomposition import PCA
-        from sklearn.manifold import TSNE
-
-        if len(vectors) >= 30 and vectors.shape[1] > 2:
-            perplexity = min(30.0, (len(vectors) - 1) / 3)
-            tsne = TSNE(2, perplexity=perplexity, init="pca", random_state=seed)
-            return tsne.fit_transform(vectors), "t-SNE"
-        if vectors.shape[1] == 1:
-            return np.pad(vectors, ((0, 0), (0, 1))), "PCA"
-        return PCA(2).fit_transform(vectors), "PCA"
+        if len(vectors) < 30:
+            return PCA(2).fit_transform(vectors), "PCA"
+        perplexity = min(30.0, (len(vectors) - 1) / 3)
+        tsne = TSNE(2, perplexity=perplexity, init="pca", random_state=seed)
+        return tsne.fit_transform(vectors), "t-SNE"
     return UMAP(random_state=seed, n_jobs=1).fit_transform(vectors), "UMAP"
 
 

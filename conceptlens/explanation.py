@@ -145,15 +145,18 @@ class Explanation:
     model: ConceptModel | None = None
     crop_set: CropSet | None = None
 
-    def maps(self, x: Tensor) -> Tensor:
-        """Map the concepts over other pictures: ``(B, 3, H, W)`` → ``(B, k, H, W)``."""
+    def maps(self, x: Tensor, method: str = "interpolate") -> Tensor:
+        """Map the concepts over other pictures: ``(B, 3, H, W)`` → ``(B, k, H, W)``.
+
+        `method` is one of `concept_maps`'.
+        """
         from .maps import concept_maps
 
         if self.model is None:
             raise ValueError(
                 "a loaded explanation has no network: pass it with Explanation.load(folder, model=)"
             )
-        return concept_maps(self.model, x)
+        return concept_maps(self.model, x, method)
 
     def waterfall(self, picture: int) -> Waterfall:
         """Decompose the logit of one of the pictures explained into what each concept adds."""

@@ -82,7 +82,8 @@ def test_another_seed_is_another_draw(model, method):
     assert not torch.equal(concept_maps(model, x, method), concept_maps(model, x, method, seed=1))
 
 
-@pytest.mark.parametrize("method", MAPS)
+# Presence is linear in the pixels here, so its gradient alone is the same everywhere.
+@pytest.mark.parametrize("method", sorted(set(MAPS) - {"saliency", "smoothgrad"}))
 def test_every_method_finds_the_coloured_square(colours, method):
     x = torch.full((2, 3, 24, 24), 0.02)
     places = torch.zeros(2, 3, 24, 24, dtype=torch.bool)
@@ -91,8 +92,6 @@ def test_every_method_finds_the_coloured_square(colours, method):
             top, left = 8 * ((picture + colour) % 3), 8 * colour
             x[picture, colour, top : top + 8, left : left + 8] = 1.0
             places[picture, colour, top : top + 8, left : left + 8] = True
-    if method in ("saliency", "smoothgrad"):
-        pytest.skip("this presence is linear in the pixels: its gradient is the same everywhere")
     peaks = concept_maps(colours, x, method).flatten(2).argmax(2)
     assert places.flatten(2).gather(2, peaks[..., None]).all()
 
