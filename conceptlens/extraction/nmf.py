@@ -135,7 +135,7 @@ class NMF(SklearnExtractor):
         if hasattr(a, "vectors"):
             return torch.cat([self.transform(block) for block in blocks_of(a)])
         rows = check_transform(self, a)
-        self._check_sign(float(rows.min()))
+        self._check_sign(float(rows.detach().min()))
         v = self._dictionary(rows)
         return like(self._exact(v, rows @ v.T, rows.shape[1]), a)
 
