@@ -12,6 +12,7 @@ from .images import Pictures, UnreadableImageError
 from .importance.attribute import attribute
 from .importance.result import Importance
 from .importance.sobol import sobol
+from .importance.tcav import TCAV, CAVs, fit_cavs, tcav
 from .local import Waterfall, contrastive_maps, waterfall
 from .maps import coam, concept_maps
 from .model import ConceptModel, DictionaryModel
@@ -21,8 +22,10 @@ from .store import ActivationStore, StoreError
 __all__ = [
     "CRAFT",
     "NMF",
+    "TCAV",
     "ActivationStore",
     "Backbone",
+    "CAVs",
     "ClusterGraph",
     "Comparison",
     "Concept",
@@ -48,8 +51,10 @@ __all__ = [
     "datasets",
     "decompose",
     "distributed",
+    "fit_cavs",
     "loss_recovered",
     "metrics",
     "sobol",
+    "tcav",
     "waterfall",
 ]

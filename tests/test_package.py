@@ -9,12 +9,12 @@ import conceptlens as cl
 
 ROOT = Path(__file__).parent.parent
 PUBLIC = {
-    "CRAFT", "NMF", "ActivationStore", "Backbone", "ClusterGraph", "Comparison", "Concept",
-    "ConceptModel", "Crop", "DictionaryModel", "Explanation", "Importance", "NotCuttableError",
-    "Pictures", "SemiNMF", "SparseAutoencoder", "StoreError", "UnreadableImageError", "Waterfall",
-    "__version__", "attribute", "cluster_graph", "coam", "compare", "concept_maps",
-    "contrastive_maps", "datasets", "decompose", "distributed", "loss_recovered", "metrics",
-    "sobol", "waterfall",
+    "CRAFT", "NMF", "TCAV", "ActivationStore", "Backbone", "CAVs", "ClusterGraph", "Comparison",
+    "Concept", "ConceptModel", "Crop", "DictionaryModel", "Explanation", "Importance",
+    "NotCuttableError", "Pictures", "SemiNMF", "SparseAutoencoder", "StoreError",
+    "UnreadableImageError", "Waterfall", "__version__", "attribute", "cluster_graph", "coam",
+    "compare", "concept_maps", "contrastive_maps", "datasets", "decompose", "distributed",
+    "fit_cavs", "loss_recovered", "metrics", "sobol", "tcav", "waterfall",
 }  # fmt: skip
 
 
