@@ -17,9 +17,17 @@ OVERCOMPLETE = ("overcomplete==0.3.0", "matplotlib==3.8.4", "einops", "opencv-py
 
 def run_beside(name: str, requirements: tuple[str, ...]) -> None:
     """Go on with the running script inside the environment `name`, made if it is missing."""
-    home = FOLDER / name
-    if Path(sys.prefix) == home:
+    if Path(sys.prefix) == FOLDER / name:
         return
+    python = python_of(name, requirements)
+    root = str(Path(__file__).parent.parent)
+    environment = os.environ | {"PYTHONPATH": root}
+    os.execve(python, [str(python), *sys.argv], environment)
+
+
+def python_of(name: str, requirements: tuple[str, ...]) -> Path:
+    """Return the interpreter of the environment `name`, made if it is missing."""
+    home = FOLDER / name
     python = home / "bin" / "python"
     if not (home / "ready").exists():
         venv.create(home, clear=True, with_pip=True)
@@ -28,6 +36,4 @@ def run_beside(name: str, requirements: tuple[str, ...]) -> None:
         (lib,) = (home / "lib").glob("python*/site-packages")
         (lib / "project.pth").write_text("\n".join(site.getsitepackages()))
         (home / "ready").touch()
-    root = str(Path(__file__).parent.parent)
-    environment = os.environ | {"PYTHONPATH": root}
-    os.execve(python, [str(python), *sys.argv], environment)
+    return python

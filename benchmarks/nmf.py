@@ -1,0 +1,131 @@
+"""NMF against scikit-learn and Overcomplete: seconds to an objective, starts included.
+
+    python benchmarks/nmf.py [--data sparse dense] [--k 10 25 50] [--rounds 5]
+
+Per round each library fits once, in turn; the medians are compared. scikit-learn (coordinate
+descent, tol 1e-4, dense and as CSR) sets the objective; the gap says how far from it ours ends (the
+problem is not convex: different runs end in neighbouring optima). Overcomplete runs until it is
+within 0.02 % of that objective, or is given up after 15 times our time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import time
+import warnings
+from pathlib import Path
+
+import scipy.sparse
+import torch
+from peers import FOLDER, OVERCOMPLETE, python_of
+from sklearn.decomposition import NMF as ScikitNMF
+
+from conceptlens.demo import demo_backbone, demo_pictures
+from conceptlens.extraction.nmf import NMF
+from conceptlens.extraction.rows import as_rows
+from conceptlens.images import Pictures
+
+# Overcomplete is given up after so many times our time: the goal is 10.
+PATIENCE = 15
+PEER = """
+import json, sys, time, torch
+from overcomplete.optimization import NMF
+from overcomplete.optimization.nmf import hierarchical_als
+a, k, target, most = torch.load(sys.argv[1]), int(sys.argv[2]), *map(float, sys.argv[3:5])
+nmf, took, reached, steps = NMF(k, solver="hals"), 0.0, False, 0
+start = time.perf_counter()
+z, d = nmf.init_nndsvda(a)
+took += time.perf_counter() - start
+while took < most and not reached:
+    start = time.perf_counter()
+    z, d = hierarchical_als(a, z, d, max_iter=5, tol=0)
+    took, steps = took + time.perf_counter() - start, steps + 5
+    error = float(sum((x - y @ d).double().square().sum()
+                      for x, y in zip(a.split(4096), z.split(4096))))
+    reached = error <= 1.0002 * target
+print(json.dumps([took, reached, error / target - 1, steps]))
+"""
+
+
+def sparse_rows() -> torch.Tensor:
+    """20 090 positions of EfficientNet-Lite0's last block."""
+    bb = demo_backbone()
+    views = demo_pictures("chelsea", 205) + demo_pictures("coffee", 205)
+    with torch.no_grad():
+        parts = [bb.activations(x) for _, x in Pictures(views, bb.transform).batches(32)]
+    return torch.cat(parts).flatten(0, 1)
+
+
+def dense_rows() -> torch.Tensor:
+    """100 000 × 512 positive numbers, of rank 40 and noise."""
+    generator = torch.Generator().manual_seed(0)
+    u = torch.rand(100_000, 40, generator=generator) ** 4
+    low = u @ torch.empty(40, 512).exponential_(generator=generator) ** 1.5
+    noise = torch.empty(low.shape).exponential_(generator=generator)
+    return low + 0.3 * low.mean() * noise
+
+
+def timed(work):
+    start = time.perf_counter()
+    result = work()
+    return time.perf_counter() - start, result
+
+
+def limit(a: torch.Tensor, k: int) -> float:
+    """Seconds of the two products of an iteration, the quicker way of a few tries."""
+    block = next(iter(as_rows(a)))[1]
+    v, u = torch.rand(k, a.shape[1]), torch.rand(k, len(a))
+    return min(timed(lambda: (block.cross(v), block.times(u)))[0] for _ in range(5))
+
+
+def compare(name: str, a: torch.Tensor, k: int, rounds: int, most: int, file: Path) -> str:
+    csr = scipy.sparse.csr_matrix(a.numpy())
+    took: dict[str, list[float]] = {"ours": [], "dense": [], "csr": [], "overcomplete": []}
+    for _ in range(rounds):
+        ours = NMF(k)
+        took["ours"].append(timed(lambda: ours.fit_transform(a))[0])  # noqa: B023
+        peer = ScikitNMF(k, init="nndsvd", tol=1e-4, max_iter=most, random_state=0)
+        took["dense"].append(timed(lambda: peer.fit_transform(a.numpy()))[0])  # noqa: B023
+        target = float(peer.reconstruction_err_) ** 2
+        if name == "sparse":
+            took["csr"].append(timed(lambda: peer.fit_transform(csr))[0])  # noqa: B023
+        python = python_of("overcomplete", OVERCOMPLETE)
+        patience = max(5.0, PATIENCE * took["ours"][-1])
+        command = [python, "-c", PEER, str(file), str(k), str(target), str(patience)]
+        run = subprocess.run(command, capture_output=True, text=True, check=True)
+        seconds, reached, off, steps = json.loads(run.stdout)
+        took["overcomplete"].append(seconds)
+    middle = {peer: statistics.median(times) for peer, times in took.items() if times}
+    ratios = ", ".join(
+        f"{peer} {seconds:.2f} s = {seconds / middle['ours']:.1f}×"
+        for peer, seconds in middle.items()
+        if peer != "ours"
+    )
+    gap = ours.reconstruction_err_**2 / target - 1
+    share = ours.n_iter_ * limit(a, k) / middle["ours"]
+    return (
+        f"{name} k={k}: ours {middle['ours']:.2f} s ({ours.n_iter_} iterations, gap {gap:+.3%}, "
+        f"{share:.0%} of the limit); scikit-learn ({peer.n_iter_} iterations) {ratios} "
+        f"({'reached' if reached else 'not reached'}, gap {off:+.3%}, {steps} iterations)"
+    )
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", nargs="+", default=["sparse", "dense"])
+    parser.add_argument("--k", nargs="+", type=int, default=[10, 25, 50])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--max-iter", type=int, default=1000, help="scikit-learn's")
+    given = parser.parse_args()
+    for name in given.data:
+        a = {"sparse": sparse_rows, "dense": dense_rows}[name]()
+        file = FOLDER / f"{name}.pt"
+        FOLDER.mkdir(exist_ok=True)
+        torch.save(a, file)
+        for k in given.k:
+            line = compare(name, a, k, given.rounds, given.max_iter, file)
+            print(f"[{given.rounds} rounds, max_iter {given.max_iter}] {line}", flush=True)
