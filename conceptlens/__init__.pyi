@@ -5,6 +5,7 @@ from .clusters import ClusterGraph, cluster_graph
 from .comparison import Comparison, compare
 from .craft import CRAFT
 from .explanation import Concept, Crop, Explanation
+from .extraction.convex_nmf import ConvexNMF
 from .extraction.nmf import NMF
 from .extraction.sae import SparseAutoencoder, loss_recovered
 from .extraction.semi_nmf import SemiNMF
@@ -30,6 +31,7 @@ __all__ = [
     "Comparison",
     "Concept",
     "ConceptModel",
+    "ConvexNMF",
     "Crop",
     "DictionaryModel",
     "Explanation",

@@ -14,6 +14,7 @@ from conceptlens import (
     NMF,
     ActivationStore,
     Backbone,
+    ConvexNMF,
     DictionaryModel,
     SemiNMF,
     SparseAutoencoder,
@@ -178,7 +179,7 @@ def test_what_is_no_extractor_is_refused():
         as_extractor("pca")
 
 
-OURS = [NMF(2), SemiNMF(2), SparseAutoencoder(4, sparsity=1, n_epochs=2)]
+OURS = [NMF(2), SemiNMF(2), ConvexNMF(2), SparseAutoencoder(4, sparsity=1, n_epochs=2)]
 # What ours do otherwise than scikit-learn checks for, and why.
 OTHERWISE = {
     "check_n_features_in_after_fitting": "the error speaks of channels, not of features",

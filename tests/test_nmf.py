@@ -10,6 +10,7 @@ import pytest
 import scipy.optimize
 import torch
 from sklearn.base import clone
+from sklearn.cluster import KMeans
 from sklearn.decomposition import NMF as ScikitNMF
 from sklearn.exceptions import ConvergenceWarning
 from test_distributed import in_two_processes
@@ -18,7 +19,8 @@ import conceptlens.distributed as distributed
 import conceptlens.extraction.nmf as nmf_module
 import conceptlens.extraction.nnls as nnls_module
 import conceptlens.extraction.rows as rows_module
-from conceptlens import NMF, SemiNMF
+from conceptlens import NMF, ConvexNMF, SemiNMF
+from conceptlens.extraction.convex_nmf import _update_of
 from conceptlens.extraction.nnls import kkt_residual, nnls
 from conceptlens.extraction.rows import as_rows
 from conceptlens.extraction.starts import nndsvd
@@ -369,3 +371,41 @@ def test_rows_of_lower_rank_than_k(init):
     a = torch.tensor([[1.0, 0.0, 0.0], [2.0, 0.0, 0.0], [0.5, 0.0, 0.0], [3.0, 0.0, 0.0]])
     nmf = NMF(3, init=init)
     torch.testing.assert_close(nmf.inverse_transform(nmf.fit_transform(a)), a, rtol=0, atol=1e-3)
+
+
+def ding(a, w, g):
+    """One round of Ding, Li & Jordan's update of W, with the n × n matrix, in their letters."""
+    k = a @ a.T
+    plus, minus = k.clamp(min=0), (-k).clamp(min=0)
+    return w * ((plus @ g + minus @ w @ g.T @ g) / (minus @ g + plus @ w @ g.T @ g)).sqrt()
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.4])
+def test_convex_update_is_dings_and_never_raises_the_objective(shift):
+    generator = torch.Generator().manual_seed(0)
+    a = torch.rand(30, 8, generator=generator, dtype=torch.float64) - shift
+    u, w = torch.rand(2, 3, 30, generator=generator, dtype=torch.float64)
+    expected, errors = ding(a, w.T, u.T).T, []
+    update, v = _update_of(w, u, a), w @ a
+    for step in range(30):
+        errors.append(float((a - u.T @ v).norm()))
+        update(v, u @ u.T, u @ a, 0, 0)
+        if step == 0 and shift == 0:  # for signed rows ours splits the matrix in another place
+            torch.testing.assert_close(w, expected)
+    assert np.diff(errors).max() <= 1e-12
+    assert errors[-1] < 0.8 * errors[0]
+
+
+def test_convex_concepts_are_averages_of_rows():
+    a, _ = planted(noise=0.05)
+    a = a - 0.1
+    model = ConvexNMF(6, random_state=1)
+    codes = model.fit_transform(a)
+    assert (model.weights_ >= 0).all()
+    torch.testing.assert_close(model.weights_.sum(1), torch.ones(6))
+    torch.testing.assert_close(model.components_, model.weights_ @ a)
+    error = (a - model.inverse_transform(codes)).norm(dtype=torch.float64)
+    assert model.reconstruction_err_ == pytest.approx(float(error), rel=1e-5)
+    # Free dictionaries fit at least as well, clusters at most.
+    clusters = KMeans(6, random_state=1).fit(a.numpy())
+    assert SemiNMF(6).fit(a).reconstruction_err_ < error < clusters.inertia_**0.5

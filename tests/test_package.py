@@ -10,7 +10,7 @@ import conceptlens as cl
 ROOT = Path(__file__).parent.parent
 PUBLIC = {
     "CRAFT", "NMF", "TCAV", "ActivationStore", "Backbone", "CAVs", "ClusterGraph", "Comparison",
-    "Concept", "ConceptModel", "Crop", "DictionaryModel", "Explanation", "Importance",
+    "Concept", "ConceptModel", "ConvexNMF", "Crop", "DictionaryModel", "Explanation", "Importance",
     "NotCuttableError", "Pictures", "SemiNMF", "SparseAutoencoder", "StoreError",
     "UnreadableImageError", "Waterfall", "__version__", "attribute", "cluster_graph", "coam",
     "compare", "concept_maps", "contrastive_maps", "datasets", "decompose", "distributed",

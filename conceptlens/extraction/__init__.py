@@ -6,6 +6,7 @@ from collections.abc import Callable
 from importlib import import_module
 
 from .base import Extractor
+from .convex_nmf import ConvexNMF
 from .nmf import NMF
 from .sae import SparseAutoencoder
 from .scikit import ScikitExtractor, as_extractor
@@ -25,6 +26,7 @@ def _scikit(module: str, name: str) -> Callable[[int, int], Extractor]:
 EXTRACTORS: dict[str, Callable[[int, int], Extractor]] = {
     "nmf": lambda k, seed: NMF(k, random_state=seed),
     "semi-nmf": lambda k, seed: SemiNMF(k, random_state=seed),
+    "convex-nmf": lambda k, seed: ConvexNMF(k, random_state=seed),
     "pca": _scikit("decomposition", "PCA"),
     "ica": _scikit("decomposition", "FastICA"),
     "kmeans": _scikit("cluster", "KMeans"),
