@@ -26,6 +26,8 @@ from .progress import bar
 
 # Crops that overlap more than this show the same thing; a gallery needs only one of them.
 MAX_OVERLAP = 0.3
+# Of the integration along all pictures' codes; what it misses is told as a part of its own.
+FEW_STEPS = 32
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,12 @@ class CRAFT:
             },
             provenance=self._provenance(pictures, crop_set, importance.method, extractor),
             logit_parts=logit_parts(
-                cm, codes, pictures.logits, pictures.target, batch_size=self.batch_size
+                cm,
+                codes,
+                pictures.logits,
+                pictures.target,
+                batch_size=self.batch_size,
+                max_steps=FEW_STEPS,
             ),
             model=cm,
             crop_set=crop_set,

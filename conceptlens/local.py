@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,8 @@ from torch import Tensor
 
 from .backbone import class_index
 from .batching import in_batches
-from .importance.attribute import attribute
+from .importance.attribute import MAX_STEPS, attribute, integrated_gradients
+from .importance.score import ClassScore
 from .maps import concept_maps
 from .model import ConceptModel, DictionaryModel
 
@@ -158,7 +160,13 @@ def waterfall(
 
 
 def logit_parts(
-    cm: ConceptModel, codes: Tensor, logits: Tensor, target: int, *, batch_size: int = 256
+    cm: ConceptModel,
+    codes: Tensor,
+    logits: Tensor,
+    target: int,
+    *,
+    batch_size: int = 256,
+    max_steps: int = MAX_STEPS,
 ) -> Tensor:
     """Decompose the logits of many pictures, a row each.
 
@@ -172,6 +180,10 @@ def logit_parts(
         ``(n, n_classes)``, the model's own.
     target : int
         The class.
+    batch_size : int
+        The most code grids given to ``classify`` at once.
+    max_steps : int
+        The most steps of the integration.
 
     Returns
     -------
@@ -179,7 +191,10 @@ def logit_parts(
         ``(n, k + 3)`` in float64 on the CPU: base, the k contributions, integration error,
         unexplained. A row sums to the picture's logit.
     """
-    parts = attribute(cm, codes, target, batch_size=batch_size).per_image
+    with warnings.catch_warnings():  # what the integration misses is told by a part of its own
+        warnings.simplefilter("ignore", RuntimeWarning)
+        score = ClassScore.of(cm, codes, target, batch_size)
+        parts = integrated_gradients(score, 0, max_steps)
     with torch.no_grad():
         blank = cm.classify(torch.zeros_like(codes[:1]))[:, target].double().cpu()
         rebuilt = in_batches(lambda u: cm.classify(u)[:, target], codes, batch_size).double().cpu()

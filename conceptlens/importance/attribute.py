@@ -127,7 +127,7 @@ def _tcav(score: ClassScore, seed: int) -> Tensor:
     return (_by_concept(_gradient(score, score.codes)) > 0).double()
 
 
-def _integrated_gradients(score: ClassScore, seed: int) -> Tensor:
+def integrated_gradients(score: ClassScore, seed: int, max_steps: int = MAX_STEPS) -> Tensor:
     """Integrated gradients whose sum is f(u) − f(0): steps are doubled where it is not."""
     slopes = score.affine_slopes(seed)
     if slopes is not None:  # the gradient is the same all the way
@@ -137,7 +137,7 @@ def _integrated_gradients(score: ClassScore, seed: int) -> Tensor:
     values = torch.zeros(len(score.codes), score.codes.shape[2], dtype=torch.float64)
     wrong = torch.arange(len(values))
     steps = FIRST_STEPS
-    while len(wrong) and steps <= MAX_STEPS:
+    while len(wrong) and steps <= max_steps:
         codes = score.codes[wrong.to(score.codes.device)]
         options = {"n_steps": steps, "internal_batch_size": score.batch_size}
         values[wrong] = _by_concept(_captum(score, codes, "IntegratedGradients", **options))
@@ -149,7 +149,7 @@ def _integrated_gradients(score: ClassScore, seed: int) -> Tensor:
     if len(wrong):
         warnings.warn(
             f"integrated gradients of {len(wrong)} of {len(values)} pictures miss the difference "
-            f"of the scores by up to {float(gap.max()):.2g} after {MAX_STEPS} steps",
+            f"of the scores by up to {float(gap.max()):.2g} after {max_steps} steps",
             RuntimeWarning,
             stacklevel=4,
         )
@@ -190,7 +190,7 @@ def _squaregrad(score: ClassScore, seed: int) -> Tensor:
 METHODS: dict[str, Callable[[ClassScore, int], Tensor]] = {
     "saliency": _saliency,
     "gradient_x_input": _gradient_x_input,
-    "integrated_gradients": _integrated_gradients,
+    "integrated_gradients": integrated_gradients,
     "smoothgrad": _smoothgrad,
     "vargrad": _vargrad,
     "squaregrad": _squaregrad,
