@@ -155,8 +155,9 @@ def result(
 ) -> Importance:
     """The mean over pictures of ``(n, k)``, by default with its standard error over pictures."""
     if stderr is None:
-        draws = bootstrap(lambda rows, _: per_image[rows].mean(0), len(per_image), 1, seed)
-        stderr = draws.std(0)
+        n, generator = len(per_image), torch.Generator().manual_seed(seed)
+        draws = torch.randint(n, (N_BOOTSTRAP, n), generator=generator)
+        stderr = per_image[draws].mean(1).std(0)
     return Importance(
         values=per_image.mean(0),
         stderr=stderr,
