@@ -12,6 +12,7 @@ learnability, and human capability", CVPR 2023.
 
 import argparse
 
+import numpy as np
 import torch
 from networks import network
 from sklearn.linear_model import LinearRegression, LogisticRegression
@@ -58,7 +59,8 @@ def by_vectors(bb: Backbone, a: Tensor, data: PlantedConcepts) -> Tensor:
         LogisticRegression(max_iter=500).fit(x / scale, labels).coef_[0]
         for labels in data.concepts.T
     ]
-    vectors = torch.nn.functional.normalize(torch.tensor(probes).float() / scale, dim=1)
+    normals = torch.from_numpy(np.stack(probes)).float() / scale
+    vectors = torch.nn.functional.normalize(normals, dim=1)
     few = a[:64].clone().requires_grad_()
     totals = bb.head(few).sum(0)
     slopes = [torch.autograd.grad(t, few, retain_graph=True)[0].sum(1).mean(0) for t in totals]
@@ -113,7 +115,8 @@ def shortness(bb: Backbone, data: PlantedConcepts, seed: int) -> dict[str, list[
                 generator = torch.Generator().manual_seed(seed)
                 values = torch.rand(N_CONCEPTS, generator=generator)
             else:
-                values = ESTIMATORS[method](cm, codes, target, seed=seed).values
+                # Decisions against the class need the concepts that speak against it, too.
+                values = ESTIMATORS[method](cm, codes, target, seed=seed).values.abs()
             curves.append(simplicity_curve(cm, codes, target, values).mean)
         mean = torch.stack(curves).mean(0)
         rows["best first" if method != "random" else "in random order"] = [

@@ -39,6 +39,8 @@ class Recovery:
         The planted concepts.
     score : str
         ``"auc"`` or ``"cosine"``.
+    table : Tensor
+        ``(k, m)``, the score of every extracted concept with every planted one.
     """
 
     scores: Tensor
@@ -46,6 +48,7 @@ class Recovery:
     chance: float
     names: list[str]
     score: str
+    table: Tensor
 
     @property
     def mean(self) -> float:
@@ -88,7 +91,8 @@ def recovery(
     Parameters
     ----------
     codes : Tensor
-        ``(n, k)``, or ``(n, P, k)`` of which each concept's highest position counts.
+        ``(n, k)``, or ``(n, P, k)`` of which each concept's highest position or its mean counts,
+        whichever tells the planted concept better.
     labels : Tensor
         ``(n, m)`` of 0 and 1: which planted concepts are in which picture.
     names : sequence of str, optional
@@ -106,9 +110,8 @@ def recovery(
     """
     check_one_of(score, "score", ("auc", "cosine"))
     codes = torch.as_tensor(codes)
-    if codes.ndim == 3:
-        codes = codes.amax(1)
-    codes = check_shape(codes, "codes", "n k").detach().double().cpu()
+    pooled = [codes.amax(1), codes.mean(1)] if codes.ndim == 3 else [codes]
+    pooled = [check_shape(rows, "codes", "n k").detach().double().cpu() for rows in pooled]
     labels = check_binary(labels, "labels", "n m", n=len(codes)).cpu()
     m = labels.shape[1]
     names = [f"planted {j}" for j in range(m)] if names is None else list(names)
@@ -116,16 +119,22 @@ def recovery(
         raise ValueError(f"{len(names)} names for {m} planted concepts")
     _check_varying(labels, names)
 
-    def scored(rows: Tensor) -> tuple[Tensor, Tensor]:
-        table = aucs(rows, labels) if score == "auc" else cosines(rows.T, labels.T.double())
+    def scored(order: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        tables = [
+            aucs(rows[order], labels)
+            if score == "auc"
+            else cosines(rows[order].T, labels.T.double())
+            for rows in pooled
+        ]
+        table = torch.stack(tables).amax(0)
         matches = match(table)
-        return matched(table, matches, NOTHING[score]), matches
+        return matched(table, matches, NOTHING[score]), matches, table
 
     generator = torch.Generator().manual_seed(seed)
     shuffles = (torch.randperm(len(codes), generator=generator) for _ in range(N_SHUFFLES))
-    chance = float(torch.stack([scored(codes[s])[0].mean() for s in shuffles]).mean())
-    scores, matches = scored(codes)
-    return Recovery(scores, matches, chance, names, score)
+    chance = float(torch.stack([scored(s)[0].mean() for s in shuffles]).mean())
+    scores, matches, table = scored(torch.arange(len(codes)))
+    return Recovery(scores, matches, chance, names, score, table)
 
 
 def aucs(codes: Any, labels: Any) -> Tensor:
@@ -222,6 +231,27 @@ def importance_recovery(importance: Importance | Any, truth: Any, matches: Any) 
     if (own == own[0]).all():
         return 0.0
     return float(spearmanr(own.numpy(), truth.numpy()).statistic)
+
+
+def importance_of_parts(
+    importance: Importance | Any, found: Recovery, threshold: float = 0.7
+) -> Tensor:
+    """Importance of the planted concepts, each of which may be found in parts: ``(m,)``.
+
+    Parameters
+    ----------
+    importance : Importance or Tensor
+        Of the k extracted concepts, ``(k,)``.
+    found : Recovery
+        An extracted concept is a part of the planted one that it scores best for.
+    threshold : float
+        Extracted concepts that score no better are part of none.
+    """
+    values = importance.values if isinstance(importance, Importance) else importance
+    best, owner = found.table.max(1)
+    values = check_shape(values, "importance", "k", k=len(best)).detach().double().cpu()
+    total = torch.zeros(found.table.shape[1], dtype=torch.float64)
+    return total.index_add_(0, owner, values * (best > threshold))
 
 
 def _check_varying(labels: Tensor, names: Sequence[str]) -> None:
