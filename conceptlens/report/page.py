@@ -81,7 +81,7 @@ def _lead(explanation: Explanation) -> str:
         if running >= 0.8 * total:
             break
         running, needed = running + concept.importance, needed + 1
-    plural = "concept carries" if needed == 1 else "concepts carry"
+    plural = "concepts carries" if needed == 1 else "concepts carry"
     return (
         f"In {len(explanation.pictures)} pictures the network says “{explanation.target}” most of "
         f"all because of {first.name}: importance {first.importance:.2f} ± {first.stderr:.2f}. "
