@@ -11,12 +11,12 @@ import tempfile
 import time
 import warnings
 
-import torch
 from sklearn.decomposition import NMF as ScikitNMF
 
 from conceptlens import NMF
 from conceptlens.demo import demo_backbone, demo_pictures
-from conceptlens.extraction.nmf import nndsvd
+from conceptlens.extraction.rows import as_rows
+from conceptlens.extraction.starts import nndsvd
 from conceptlens.images import Pictures
 
 
@@ -49,7 +49,8 @@ def nmf() -> None:
     a = bb.activations(x).flatten(0, 1)
     print(f"NMF on {tuple(a.shape)} activations, {float((a == 0).float().mean()):.0%} zeros:")
     for k in (10, 25, 50):
-        u, v = nndsvd(a, k, torch.Generator().manual_seed(0))
+        u, v = nndsvd(as_rows(a), k, 0)
+        u = u.T.contiguous()
         start = time.perf_counter()
         ours = NMF(k)
         ours.fit_transform(a, u=u, v=v)
