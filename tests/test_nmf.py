@@ -47,10 +47,10 @@ def real_activations():
     return bb.activations(x).flatten(0, 1)
 
 
-@pytest.mark.parametrize("k", [10, 25, 50])
-def test_objective_is_scikit_learns_within_half_a_hundredth_on_real_activations(
-    real_activations, k
-):
+# Nonconvex: from one start the two may end in neighbouring optima, at k = 50 in a worse one here
+# (0.16 %) and in a better one on nine times as many rows (benchmarks/nmf.py).
+@pytest.mark.parametrize(("k", "bound"), [(10, 1.001), (25, 1.001), (50, 1.002)])
+def test_objective_is_scikit_learns_on_real_activations(real_activations, k, bound):
     a = real_activations
     u, v = nndsvd(as_rows(a), k, 0)
     u = u.T.contiguous()
@@ -58,8 +58,7 @@ def test_objective_is_scikit_learns_within_half_a_hundredth_on_real_activations(
     peer.fit_transform(a.numpy(), W=u.numpy().copy(), H=v.numpy().copy())
     ours = NMF(k, tol=1e-6)
     codes = ours.fit_transform(a, u=u, v=v)
-    # Nonconvex: the two end in neighbouring optima.
-    assert ours.reconstruction_err_**2 <= 1.005 * peer.reconstruction_err_**2
+    assert ours.reconstruction_err_**2 <= bound * peer.reconstruction_err_**2
     true = (a - ours.inverse_transform(codes)).norm(dtype=torch.float64)
     assert ours.reconstruction_err_ == pytest.approx(float(true), rel=1e-6)
     assert kkt_residual(a, ours.components_, ours.transform(a)) <= 1e-4
