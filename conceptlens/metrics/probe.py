@@ -184,7 +184,9 @@ def simplicity_curve(
     Parameters
     ----------
     cm, codes, target, importance, batch_size
-        As in `c_deletion`; `codes` should be of pictures of several classes.
+        As in `c_deletion`; `codes` should be of pictures of several classes. Give the absolute
+        values of a signed importance: what speaks against the class decides as well, and left for
+        the end it would make every picture one of the class.
     max_concepts : int
         The longest explanation considered.
 
