@@ -20,6 +20,7 @@ from .importance.result import Importance
 from .importance.sobol import sobol
 from .local import logit_parts
 from .maps import codes_on_grid
+from .metrics.extraction import relative_error
 from .metrics.faithfulness import c_deletion, c_insertion, c_mu_fidelity
 from .model import DictionaryModel
 from .progress import bar
@@ -147,7 +148,7 @@ class CRAFT:
             components=torch.as_tensor(extractor.components_).cpu(),
             scores=pictures.logits.softmax(1)[:, pictures.target].cpu(),
             metrics={
-                "crop reconstruction error": _relative_error(
+                "crop reconstruction error": relative_error(
                     crop_set.rows, extractor.inverse_transform(crop_set.codes)
                 ),
                 **self._fidelity(cm, codes, pictures),
@@ -247,7 +248,7 @@ class CRAFT:
             rebuilt = in_batches(cm.classify, codes, self.batch_size)
         true = pictures.logits
         a = pictures.activations.flatten(0, 1)
-        error = _relative_error(a, cm.extractor.inverse_transform(codes.flatten(0, 1)))
+        error = relative_error(a, cm.extractor.inverse_transform(codes.flatten(0, 1)))
         difference = (rebuilt - true)[:, pictures.target].abs().mean()
         return {
             "picture reconstruction error": error,
@@ -313,11 +314,6 @@ def _best_crops(codes: Tensor, boxes: Tensor, owners: Tensor, n: int = 10) -> li
         Crop(picture=int(owners[i]), box=tuple(boxes[i].tolist()), score=float(codes[i]))
         for i in chosen
     ]
-
-
-def _relative_error(a: Tensor, rebuilt: Tensor) -> float:
-    """‖a − rebuilt‖ / ‖a‖, in float64: in float32 sums of many squares lose digits."""
-    return float((a - rebuilt).norm(dtype=torch.float64) / a.norm(dtype=torch.float64))
 
 
 def _overlap(a: Tensor, b: Tensor) -> float:
