@@ -10,9 +10,7 @@ CHANNELS = 16
 
 
 def rows(n, direction=None, seed=0):
-    """Noise of mean zero: what a sample shares by chance no test can tell from a concept."""
     noise = torch.randn(n, CHANNELS, generator=torch.Generator().manual_seed(seed))
-    noise -= noise.mean(0)
     return noise if direction is None else noise + 4 * torch.eye(CHANNELS)[direction]
 
 
@@ -22,20 +20,19 @@ def head(a):
     return torch.stack([score, -score], 1)
 
 
-POSITIVES = {"up": rows(60, 0, 1), "down": rows(60, 1, 2), "unused": rows(60, 9, 3)}
+POSITIVES = {"up": rows(400, 0, 1), "down": rows(400, 1, 2), "unused": rows(400, 9, 3)}
 ACTIVATIONS = torch.randn(40, 5, CHANNELS, generator=torch.Generator().manual_seed(5))
 
 
 @pytest.mark.parametrize("method", ["mean", "linear"])
 @pytest.mark.parametrize("correction", ["holm", "benjamini-hochberg"])
 def test_finds_what_the_head_reads(method, correction):
-    cavs = fit_cavs(POSITIVES, rows(200, seed=4), method=method)
+    cavs = fit_cavs(POSITIVES, rows(1200, seed=4), method=method)
     found = tcav(head, ACTIVATIONS, 0, cavs, correction=correction, batch_size=7)
     assert found.scores[0] > 0.95
     assert found.scores[1] < 0.05
     assert (found.p_values[:2] < 0.01).all()
-    # A vector is noise where the concept says nothing, and the head reads that noise's sign.
-    assert found.spread[2] > 2 * found.spread[:2].max()
+    assert found.p_values[2] > 0.05
     assert repr(found).count("p =") == 3
     assert "<td>up</td>" in found._repr_html_()
     opposite = tcav(head, ACTIVATIONS, 1, cavs)
@@ -44,10 +41,10 @@ def test_finds_what_the_head_reads(method, correction):
 
 @pytest.mark.parametrize("method", ["mean", "linear"])
 def test_vectors_point_along_the_concept(method):
-    cavs = fit_cavs(POSITIVES, rows(200, seed=4), method=method)
+    cavs = fit_cavs(POSITIVES, rows(1200, seed=4), method=method)
     assert cavs.vectors.shape == (3, 20, CHANNELS)
     torch.testing.assert_close(cavs.vectors.norm(dim=2), torch.ones(3, 20))
-    assert (cavs.vectors[0, :, 0] > 0.8).all()
+    assert (cavs.vectors[0, :, 0] > 0.7).all()
     assert "3 concepts" in repr(cavs)
 
 
@@ -56,7 +53,7 @@ def test_score_is_the_sign_share_of_directional_derivatives():
     step = 1e-3 * cavs.vectors[2, 1].double()
     a = ACTIVATIONS.double()
     rises = head(a + step)[:, 0] > head(a - step)[:, 0]
-    single = cavs.__class__(["c"], cavs.vectors[2:, 1:], cavs.random, "mean")
+    single = cavs.__class__(["c"], cavs.vectors[2:, 1:].expand(-1, 2, -1), cavs.random, "mean")
     assert float(tcav(head, ACTIVATIONS, 0, single).scores) == float(rises.double().mean())
 
 
@@ -66,7 +63,7 @@ def test_p_values_are_scipys():
     p = _against_chance(scores, random)
     for row, value in zip(scores, p, strict=True):
         expected = scipy.stats.ttest_ind(row.numpy(), random.numpy(), equal_var=False).pvalue
-        assert float(value) == expected
+        assert float(value) == pytest.approx(expected, rel=1e-9)
     same = torch.ones(1, 5).double()
     assert _against_chance(same, same[0]).item() == 1
     assert _against_chance(same, 0 * same[0]).item() == 0
@@ -79,14 +76,23 @@ def test_holm_by_hand():
     assert _corrected(torch.tensor([0.6, 0.9]).double(), "holm").tolist() == [1, 1]
 
 
-def test_random_vectors_are_seldom_significant():
-    found = []
-    for seed in range(40):
-        positives = {"nothing": rows(100, seed=100 + seed)}
-        cavs = fit_cavs(positives, rows(200, seed=200 + seed), n_runs=10, seed=seed)
-        single = cavs.__class__(["c"], cavs.random[None, 5:], cavs.random[:5], "mean")
-        found.append(float(tcav(head, ACTIVATIONS, 0, single).p_values) < 0.05)
-    assert sum(found) <= 8
+@pytest.mark.parametrize("direction", [None, 9])
+def test_concepts_without_effect_are_seldom_significant(direction):
+    """At the level of 0.05: 5 of 100 are expected, 12 or more happen once in 200 such tests."""
+    found = 0
+    for seed in range(100):
+        positives = {"unread": rows(60, direction, seed=1000 + seed)}
+        cavs = fit_cavs(positives, rows(120, seed=2000 + seed), seed=seed)
+        found += float(tcav(head, ACTIVATIONS, 0, cavs).p_values) < 0.05
+    assert found < 12
+
+
+def test_no_row_serves_two_runs():
+    """Rows that mark themselves: each vector points away from the channels of its own rows."""
+    marks = torch.eye(CHANNELS)
+    cavs = fit_cavs({"c": marks[:8]}, torch.zeros(12, CHANNELS), n_runs=4)
+    used = (cavs.vectors[0] > 0).sum(0)
+    assert used.tolist() == [1] * 8 + [0] * 8
 
 
 class FakeStore:
@@ -120,7 +126,7 @@ def test_stores_are_read_once():
 
 def test_seed_fixes_the_vectors(device):
     positives = {"up": POSITIVES["up"].to(device)}
-    negatives = rows(50, seed=4).to(device)
+    negatives = rows(60, seed=4).to(device)
     one, same = (fit_cavs(positives, negatives, seed=1) for _ in range(2))
     assert torch.equal(one.vectors, same.vectors)
     assert one.vectors.device.type == device.type
@@ -133,14 +139,15 @@ def test_seed_fixes_the_vectors(device):
     [
         (lambda: fit_cavs({}, rows(9)), "concept_rows is empty"),
         (lambda: fit_cavs(POSITIVES, rows(9), method="svm"), "method must be one of"),
-        (lambda: fit_cavs(POSITIVES, rows(3)), "4 rows or more"),
+        (lambda: fit_cavs(POSITIVES, rows(9)), "3 rows a run or more, 60"),
+        (lambda: fit_cavs({"up": rows(5)}, rows(60)), "5 rows for n_runs = 20"),
         (lambda: fit_cavs(POSITIVES, rows(9), n_runs=1), "at least 2"),
-        (lambda: fit_cavs(POSITIVES, rows(9)[:, :4]), "16 channels, negatives 4"),
-        (lambda: fit_cavs({"up": rows(5) / 0}, rows(9)), r"concept_rows\['up'\] holds NaN"),
-        (lambda: tcav(head, rows(9), 0, fit_cavs(POSITIVES, rows(9))), r"shape \(n, P, C\)"),
-        (lambda: tcav(head, ACTIVATIONS, 7, fit_cavs(POSITIVES, rows(9))), "class 7 does not"),
+        (lambda: fit_cavs(POSITIVES, rows(60)[:, :4]), "16 channels, negatives 4"),
+        (lambda: fit_cavs({"up": rows(5) / 0}, rows(60)), r"concept_rows\['up'\] holds NaN"),
+        (lambda: tcav(head, rows(9), 0, fit_cavs(POSITIVES, rows(60))), r"shape \(n, P, C\)"),
+        (lambda: tcav(head, ACTIVATIONS, 7, fit_cavs(POSITIVES, rows(60))), "class 7 does not"),
         (
-            lambda: tcav(head, ACTIVATIONS, 0, fit_cavs(POSITIVES, rows(9)), correction="none"),
+            lambda: tcav(head, ACTIVATIONS, 0, fit_cavs(POSITIVES, rows(60)), correction="none"),
             "correction must be one of",
         ),
     ],

@@ -29,7 +29,7 @@ class CAVs:
     names : list of str
         One name a concept.
     vectors : Tensor
-        ``(m, runs, C)``, each run from other examples and against other negatives.
+        ``(m, runs, C)``, each run from rows of its own.
     random : Tensor
         ``(runs, C)``, vectors of negatives against negatives: what no concept gives.
     method : str
@@ -119,11 +119,17 @@ def fit_cavs(
     method : {"mean", "linear"}
         The difference of the means (FastCAV), or the normal of a logistic regression.
     n_runs : int
-        Number of vectors a concept, each of a random half of its rows against a random half of
-        the negatives; as many random vectors are one half of the negatives against the other. Were
-        a concept's rows the same in all runs, what they share by chance would look certain.
+        Number of vectors a concept, and of random ones. The rows are dealt out to the runs, so
+        that none serves twice: runs that shared rows would agree on what these have in common by
+        chance, and the test would call nearly half of all concepts without effect significant.
     seed : int
-        Fixes the halves.
+        Fixes who gets which rows.
+
+    Raises
+    ------
+    ValueError
+        For fewer rows than runs, or fewer negatives than three a run: a third is set against the
+        concepts, a third against the last third.
 
     References
     ----------
@@ -140,22 +146,30 @@ def fit_cavs(
         name: _rows(rows, f"concept_rows[{name!r}]") for name, rows in concept_rows.items()
     }
     others = _rows(negatives, "negatives")
-    if len(others) < 4:
-        raise ValueError(f"negatives must have 4 rows or more, got {len(others)}")
+    if len(others) < 3 * n_runs:
+        raise ValueError(
+            f"negatives must have 3 rows a run or more, {3 * n_runs} for n_runs = {n_runs}, got "
+            f"{len(others)}"
+        )
     for name, rows in positives.items():
+        if len(rows) < n_runs:
+            raise ValueError(
+                f"concept_rows[{name!r}] has {len(rows)} rows for n_runs = {n_runs}: each run "
+                "needs rows of its own, so give more or ask for fewer runs"
+            )
         if rows.shape[1] != others.shape[1]:
             raise ValueError(
                 f"concept_rows[{name!r}] has {rows.shape[1]} channels, negatives {others.shape[1]}"
             )
     find = _METHODS[method]
     generator = torch.Generator().manual_seed(seed)
-    vectors, random = [], []
-    for _ in range(n_runs):
-        one, other = _halves(others, generator)
-        halves = [_halves(rows, generator)[0] for rows in positives.values()]
-        vectors.append(torch.stack([find(half, one) for half in halves]))
-        random.append(find(one, other))
-    return CAVs(list(positives), torch.stack(vectors, 1), torch.stack(random), method)
+    against, one, other = (_deal(third, n_runs) for third in _deal(others, 3, generator))
+    vectors = [
+        torch.stack(list(map(find, _deal(rows, n_runs, generator), against)))
+        for rows in positives.values()
+    ]
+    random = torch.stack(list(map(find, one, other)))
+    return CAVs(list(positives), torch.stack(vectors), random, method)
 
 
 def tcav(
@@ -219,10 +233,11 @@ def tcav(
     )
 
 
-def _halves(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
-    """Two random halves, the first the larger."""
-    order = torch.randperm(len(rows), generator=generator).to(rows.device)
-    return rows[order].tensor_split(2)
+def _deal(rows: Tensor, parts: int, generator: torch.Generator | None = None) -> tuple[Tensor, ...]:
+    """Parts that share no row, of nearly the same size; shuffled before if asked."""
+    if generator is not None:
+        rows = rows[torch.randperm(len(rows), generator=generator).to(rows.device)]
+    return rows.tensor_split(parts)
 
 
 def _gradients(head: Callable[[Tensor], Tensor], activations: Any, index: int, size: int) -> Tensor:
@@ -242,14 +257,18 @@ def _gradients(head: Callable[[Tensor], Tensor], activations: Any, index: int, s
 
 def _against_chance(scores: Tensor, random: Tensor) -> Tensor:
     """Welch's p-values ``(m,)`` of runs ``(m, runs)`` against random vectors' ``(runs,)``."""
-    from scipy.stats import ttest_ind
+    from scipy.stats import ttest_ind_from_stats
+
+    def moments(runs: Tensor) -> tuple[float, float, int]:
+        return float(runs.mean()), float(runs.std()), len(runs)
 
     p = []
     for runs in scores:
-        if runs.std() == 0 and random.std() == 0:  # nothing to estimate a variance from
-            p.append(float(runs.mean() == random.mean()))
+        if (runs == runs[0]).all() and (random == random[0]).all():  # no variance to compare with
+            p.append(float(runs[0] == random[0]))
         else:
-            p.append(float(ttest_ind(runs.numpy(), random.numpy(), equal_var=False).pvalue))
+            test = ttest_ind_from_stats(*moments(runs), *moments(random), equal_var=False)
+            p.append(float(test.pvalue))
     return torch.tensor(p, dtype=torch.float64)
 
 
