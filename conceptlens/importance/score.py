@@ -20,6 +20,10 @@ AFFINE_TOLERANCE = 1e-4
 N_AFFINE_CHECKS = 8
 
 
+class PassesNoGradients(TypeError):
+    """A method by gradients was given a model that records none."""
+
+
 @dataclass(frozen=True, eq=False)
 class ClassScore:
     """The logit of class `index`, for the pictures whose codes ``(n, P, k)`` are given."""
@@ -61,6 +65,11 @@ class ClassScore:
         logits: Tensor = self.cm.classify(codes)
         if self.index >= logits.shape[1]:
             raise ValueError(f"class {self.index} does not exist: there are {logits.shape[1]}")
+        if codes.requires_grad and torch.is_grad_enabled() and not logits.requires_grad:
+            raise PassesNoGradients(
+                "the model's classify passes no gradients to the codes: use a method that needs "
+                "none, such as method='occlusion' or 'shapley', or sobol"
+            )
         return logits[:, self.index]
 
     def masked(self, masks: Tensor) -> Tensor:
@@ -117,9 +126,10 @@ class ClassScore:
         """Gradient and value at zero of the affine function that touches the score at `codes`."""
         codes = codes.clone().requires_grad_()
         with torch.enable_grad():
-            value = self(codes).sum()
-        if not value.requires_grad:  # classify records no gradients
-            return None
+            try:
+                value = self(codes).sum()
+            except PassesNoGradients:
+                return None
         (gradient,) = torch.autograd.grad(value, codes)
         offset = value.detach() - (gradient * codes.detach()).sum()
         return gradient, offset.double().cpu()
