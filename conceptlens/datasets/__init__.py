@@ -1,4 +1,4 @@
-"""Pictures with planted concepts, and readers of the field's data sets."""
+"""Pictures with planted concepts, small networks for them, and readers of the field's data sets."""
 
 from .awa2 import AwA2
 from .base import ConceptDataset, Places
@@ -10,6 +10,7 @@ from .planted import Planted, PlantedConcepts
 from .rules import Formula, Rule, Votes
 from .tables import DatasetError
 from .textile import Textile
+from .zoo import small_cnn, small_vit
 
 __all__ = [
     "CUB",
@@ -26,4 +27,6 @@ __all__ = [
     "Rule",
     "Textile",
     "Votes",
+    "small_cnn",
+    "small_vit",
 ]

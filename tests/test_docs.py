@@ -1,0 +1,105 @@
+"""README and docs: every block of code runs, and the pages build without a warning."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torchvision import transforms
+from torchvision.models import ResNet18_Weights
+from torchvision.models.resnet import BasicBlock, ResNet
+
+import conceptlens.classifiers
+from conceptlens.classifiers import Classifier
+from conceptlens.cli import main
+
+ROOT = Path(__file__).parent.parent
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *(ROOT / "docs/howto").glob("*"),
+]
+# A block that is not run says why on the line before it.
+BLOCK = re.compile(r"(<!-- not run: .+? -->\n)?^```(python|bash)\n(.*?)^```$", re.M | re.S)
+# Lines of the shell that only CI or a fresh machine can run: the environment's own.
+SETUP = ".venv/bin/"
+
+
+def blocks(page):
+    found = BLOCK.findall(page.read_text())
+    return [(language, code) for reason, language, code in found if not reason]
+
+
+NETWORK = """
+import torch
+from torch import nn
+
+def make():
+    torch.manual_seed(0)
+    features = [nn.Conv2d(3, 64, 9, 8), nn.ReLU(), *(nn.Identity() for _ in range(5)), nn.ReLU()]
+    model = nn.Sequential()
+    model.features = nn.Sequential(*features)
+    model.classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 4))
+    model.classifier[2].bias.data[3] += 9
+    return model
+"""
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """What the pages take for granted: a user's own network and photographs, in a folder.
+
+    torchvision's networks are a small untrained one here, as weights cannot be fetched; it gives
+    every picture to the class that the pages explain.
+    """
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    (tmp_path / "net.py").write_text(NETWORK)
+    (tmp_path / "photos").mkdir()
+    generator = torch.Generator().manual_seed(0)
+    for i in range(6):
+        pixels = torch.randint(0, 256, (24, 24, 3), generator=generator, dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).resize((240, 240)).save(f"photos/{i}.png")
+    namespace = {}
+    exec(NETWORK, namespace)
+    transform = transforms.Compose([transforms.Resize(96), transforms.ToTensor()])
+    names = ResNet18_Weights.DEFAULT.meta["categories"]
+
+    def untrained(name, weights):
+        torch.manual_seed(0)
+        model = ResNet(BasicBlock, [1, 1, 1, 1]).eval()
+        model.fc.bias.data[names.index("tabby")] += 20
+        return Classifier(model, transform, names)
+
+    monkeypatch.setattr(conceptlens.classifiers, "torchvision_classifier", untrained)
+    mine = {"model": namespace["make"](), "transform": transform, "names": list("abcd")}
+    return {**mine, "x": torch.rand(2, 3, 96, 96, generator=generator)}
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=lambda p: p.stem)
+def test_code_of_a_page_runs(page, workplace):
+    namespace = dict(workplace)
+    for language, code in blocks(page):
+        if language == "python":
+            exec(compile(code, page.name, "exec"), namespace)
+            continue
+        for line in code.splitlines():
+            command = shlex.split(line, comments=True)
+            if command[:1] == ["conceptlens"]:
+                assert main(command[1:]) == 0, line
+            else:
+                assert SETUP in line, f"{page.name}: nobody runs {line!r}"
+
+
+def test_pages_build_without_a_warning(tmp_path):
+    build = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html"]
+    result = subprocess.run(
+        [*build, "-D", "nb_execution_mode=off", "docs", str(tmp_path)],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "index.html").exists()
