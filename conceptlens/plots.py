@@ -55,14 +55,19 @@ def overlay(picture: Tensor, maps: Tensor, colours: list[str], opacity: float = 
 
 
 def scaled_maps(explanation: Explanation, concepts: list[int], picture: int) -> Tensor:
-    """Maps ``(m, H, W)`` of a picture at its size, 1 at each concept's strongest place anywhere.
+    """Maps ``(m, H, W)`` of a picture at its size, scaled as `grid_maps`."""
+    height, width = explanation.pictures.shape[-2:]
+    return upsample(grid_maps(explanation, concepts)[picture][None], (height, width))[0]
+
+
+def grid_maps(explanation: Explanation, concepts: list[int]) -> Tensor:
+    """Maps ``(n, m, h, w)`` on the grid, 1 at each concept's strongest place anywhere.
 
     A concept's strongest place is its 99th percentile over all pictures.
     """
     maps = explanation.concept_maps[:, concepts].float()
     peak = maps.movedim(1, 0).flatten(1).quantile(0.99, dim=1).clamp(min=1e-12)
-    height, width = explanation.pictures.shape[-2:]
-    return upsample(maps[picture][None], (height, width))[0] / peak[:, None, None]
+    return maps / peak[:, None, None]
 
 
 def concept_gallery(explanation: Explanation, n_crops: int = 8) -> Figure:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
+import math
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..clusters import MIN_PICTURES, cluster_graph
-from ..plots import colour, overlay, scaled_maps
+from ..plots import colour, grid_maps, overlay, scaled_maps
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,6 +46,7 @@ def render(explanation: Explanation) -> str:
         pictures=_pictures(explanation),
         painted=_legend(explanation),
         ways=_ways(explanation),
+        maps=_maps(explanation),
         metrics=[(n, v, MEANING.get(n, "")) for n, v in explanation.metrics.items()],
     )
 
@@ -55,8 +58,12 @@ def fill(template: str, **values: Any) -> str:
     environment = Environment(
         loader=PackageLoader("conceptlens", "report"), autoescape=True, undefined=StrictUndefined
     )
-    style = (files("conceptlens.report") / "report.css").read_text(encoding="utf-8")
-    return environment.get_template(template).render(style=style, **values)
+    folder = files("conceptlens.report")
+    style, script = ((folder / f"report.{s}").read_text(encoding="utf-8") for s in ("css", "js"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return environment.get_template(template).render(
+        style=style, script=script, script_hash=f"sha256-{digest}", **values
+    )
 
 
 def data_uri(picture: Tensor) -> str:
@@ -135,7 +142,7 @@ def _pictures(explanation: Explanation) -> list[dict[str, Any]]:
     chosen = [c.index for c in shown]
     colours = [colour(rank) for rank in range(len(shown))]
     cards = []
-    for i in explanation.scores.argsort(descending=True)[:N_PICTURES].tolist():
+    for i in _shown(explanation):
         values = explanation.importance.per_image[i, chosen]
         name = explanation.picture_names[i]
         painted = overlay(explanation.pictures[i], scaled_maps(explanation, chosen, i), colours)
@@ -155,6 +162,27 @@ def _pictures(explanation: Explanation) -> list[dict[str, Any]]:
             }
         )
     return cards
+
+
+def _shown(explanation: Explanation) -> list[int]:
+    """The pictures on the page."""
+    return explanation.scores.argsort(descending=True)[:N_PICTURES].tolist()
+
+
+def _maps(explanation: Explanation) -> dict[str, Any]:
+    """What the page's script paints: each picture's concepts on the grid, as bytes in base64."""
+    chosen = [concept.index for concept in explanation.concepts]
+    strengths = grid_maps(explanation, chosen)[_shown(explanation)].clamp(0, 1)
+    grid = list(explanation.concept_maps.shape[2:])
+    return {
+        "grid": grid if math.prod(grid) > 1 else None,
+        "colours": [colour(rank) for rank in range(len(chosen))],
+        "maps": [[_bytes(concept) for concept in maps] for maps in strengths],
+    }
+
+
+def _bytes(strength: Tensor) -> str:
+    return base64.b64encode((255 * strength).round().byte().cpu().numpy().tobytes()).decode()
 
 
 def _waterfall(explanation: Explanation, picture: int) -> list[dict[str, Any]]:
