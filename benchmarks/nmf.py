@@ -1,11 +1,11 @@
 """NMF against scikit-learn and Overcomplete: seconds to an objective, starts included.
 
-    python benchmarks/nmf.py [--data sparse dense] [--k 10 25 50] [--rounds 5]
+    python benchmarks/nmf.py [--data sparse dense] [--k 10 25 50] [--rounds 5] [--patience 15]
 
 Per round each library fits once, in turn; the medians are compared. scikit-learn (coordinate
 descent, tol 1e-4, dense and as CSR) sets the objective; the gap says how far from it ours ends (the
 problem is not convex: different runs end in neighbouring optima). Overcomplete runs until it is
-within 0.02 % of that objective, or is given up after 15 times our time.
+within 0.02 % of that objective, or is given up after `patience` times our time (the goal is 10).
 """
 
 from __future__ import annotations
@@ -28,8 +28,6 @@ from conceptlens.extraction.nmf import NMF
 from conceptlens.extraction.rows import as_rows
 from conceptlens.images import Pictures
 
-# Overcomplete is given up after so many times our time: the goal is 10.
-PATIENCE = 15
 PEER = """
 import json, sys, time, torch
 from overcomplete.optimization import NMF
@@ -87,7 +85,9 @@ def limit(a: torch.Tensor, k: int) -> float:
     return min(timed(lambda: (block.cross(v), block.times(u)))[0] for _ in range(5))
 
 
-def compare(name: str, a: torch.Tensor, k: int, rounds: int, most: int, file: Path) -> str:
+def compare(
+    name: str, a: torch.Tensor, k: int, rounds: int, most: int, patience: float, file: Path
+) -> str:
     csr = scipy.sparse.csr_matrix(a.numpy())
     took: dict[str, list[float]] = {"ours": [], "dense": [], "csr": [], "overcomplete": []}
     for _ in range(rounds):
@@ -100,8 +100,8 @@ def compare(name: str, a: torch.Tensor, k: int, rounds: int, most: int, file: Pa
         if name == "sparse":
             took["csr"].append(timed(lambda: peer.fit_transform(csr))[0])  # noqa: B023
         python = python_of("overcomplete", OVERCOMPLETE)
-        patience = max(5.0, PATIENCE * took["ours"][-1])
-        command = [python, "-c", PEER, str(file), str(k), str(target), str(patience)]
+        longest = max(5.0, patience * took["ours"][-1])
+        command = [python, "-c", PEER, str(file), str(k), str(target), str(longest)]
         run = subprocess.run(command, capture_output=True, text=True, check=True)
         seconds, reached, off, steps = json.loads(run.stdout)
         took["overcomplete"].append(seconds)
@@ -127,6 +127,7 @@ if __name__ == "__main__":
     parser.add_argument("--k", nargs="+", type=int, default=[10, 25, 50])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--max-iter", type=int, default=1000, help="scikit-learn's")
+    parser.add_argument("--patience", type=float, default=15, help="with Overcomplete")
     given = parser.parse_args()
     for name in given.data:
         a = {"sparse": sparse_rows, "dense": dense_rows}[name]()
@@ -134,5 +135,5 @@ if __name__ == "__main__":
         FOLDER.mkdir(exist_ok=True)
         torch.save(a, file)
         for k in given.k:
-            line = compare(name, a, k, given.rounds, given.max_iter, file)
+            line = compare(name, a, k, given.rounds, given.max_iter, given.patience, file)
             print(f"[{given.rounds} rounds, max_iter {given.max_iter}] {line}", flush=True)

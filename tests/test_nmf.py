@@ -14,6 +14,7 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import NMF as ScikitNMF
 from sklearn.exceptions import ConvergenceWarning
 from test_distributed import in_two_processes
+from test_sae import spoil
 
 import conceptlens.distributed as distributed
 import conceptlens.extraction.nmf as nmf_module
@@ -319,8 +320,18 @@ def test_a_fit_goes_on_from_its_checkpoint(tmp_path):
     assert resumed.reconstruction_err_ == pytest.approx(whole.reconstruction_err_, rel=1e-4)
     with pytest.raises(ValueError, match="other rows"):
         NMF(6).fit(2 * a, checkpoint=file)
-    with pytest.raises(ValueError, match="other rows"):
+    with pytest.raises(ValueError, match="expected tensors"):
         NMF(5).fit(a, checkpoint=file)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "foreign"])
+def test_a_damaged_checkpoint_is_refused(damage, tmp_path):
+    a, _ = planted()
+    file = tmp_path / "nmf.safetensors"
+    NMF(6).fit(a, checkpoint=file)
+    spoil(file, damage)
+    with pytest.raises(ValueError, match=file.name):
+        NMF(6).fit(a, checkpoint=file)
 
 
 def fit_share():
@@ -341,7 +352,7 @@ def test_two_processes_fit_as_one():
 def die_in_the_fit():
     a, _ = planted(dtype=torch.float64, noise=0.1)
     if distributed.rank() == 1:
-        nmf_module.SOLVERS["hals"] = deadly
+        nmf_module.SOLVERS["hals"] = deadly, deadly
     NMF(5, tol=0, max_iter=200).fit(distributed.share_of(a), checkpoint=os.environ["KEPT"])
 
 

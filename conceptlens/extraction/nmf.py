@@ -13,9 +13,12 @@ from .alternate import Checkpoint, Penalty, Update, alternate, squared_error
 from .base import SklearnExtractor, check_fitted, check_transform, like
 from .implicit import implicit_nnls_from_grams
 from .rows import Rows, as_rows, blocks_of
-from .updates import hals, multiplicative
+from .updates import hals, hals_of_v, multiplicative
 
-SOLVERS: dict[str, Update] = {"hals": hals, "mu": multiplicative}
+SOLVERS: dict[str, tuple[Update, Update]] = {
+    "hals": (hals, hals_of_v),
+    "mu": (multiplicative, multiplicative),
+}
 STARTS = {"nndsvd": starts.nndsvd, "nndsvda": starts.nndsvda, "random": starts.random}
 
 
@@ -214,9 +217,8 @@ class NMF(SklearnExtractor):
     def _alternate(
         self, rows: Rows, u: Tensor, v: Tensor, checkpoint: Checkpoint | None, done: int
     ) -> tuple[Tensor, int]:
-        update = SOLVERS[self.solver]
         return alternate(
-            rows, u, v, (update, update), self._penalties(rows.n_all, rows.channels),
+            rows, u, v, SOLVERS[self.solver], self._penalties(rows.n_all, rows.channels),
             project=(lambda x: x.clamp_(min=0)) if self.solver == "hals" else None,
             tol=self.tol, max_iter=self.max_iter, checkpoint=checkpoint, done=done,
         )  # fmt: skip

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import scipy.sparse
 import torch
 from torch import Tensor
@@ -18,6 +20,8 @@ from .base import check_rows
 SPARSE_BELOW = 0.3
 # A streamed block takes this much, or 256 rows if those are more.
 BLOCK_BYTES = 16 * 2**20
+# Numbers that stay in the cache while the zeros among them are left out.
+CACHED = 2**19
 
 
 class Block:
@@ -47,15 +51,10 @@ class SparseBlock(Block):
     """The same rows, of which only the numbers that are not zero are kept, by rows and turned."""
 
     def __init__(self, a: Tensor) -> None:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Sparse")  # torch's, that they are new
-            self.a = a.to_sparse_csr()
-            by_rows = [self.a.crow_indices(), self.a.col_indices(), self.a.values()]
-            indptr, indices, data = (part.numpy() for part in by_rows)
-            turned = scipy.sparse.csr_array((data, indices, indptr), shape=tuple(a.shape)).tocsc()
-            parts = [torch.as_tensor(x) for x in (turned.indptr, turned.indices, turned.data)]
-            size = [a.shape[1], a.shape[0]]
-            self.turned = torch.sparse_csr_tensor(parts[0], parts[1], parts[2], size=size)
+        by_rows = _compressed(a.detach().numpy())
+        turned = by_rows.tocsc()
+        self.a = _as_torch(by_rows, by_rows.shape)
+        self.turned = _as_torch(turned, by_rows.shape[::-1])
 
     def times(self, codes: Tensor) -> Tensor:  # noqa: D102
         return (self.turned @ codes.T.contiguous()).T.contiguous()
@@ -139,6 +138,28 @@ def blocks_of(source: Any) -> Iterator[Tensor]:
     """The vectors of a store in order, in blocks of about `BLOCK_BYTES`."""
     width = source.shape[-1]
     return source.vectors(max(256, BLOCK_BYTES // (4 * width)), shuffle=False)
+
+
+def _compressed(a: np.ndarray) -> scipy.sparse.csr_array:
+    """`a` without its zeros, which threads look for in parts that stay in the cache."""
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        parts = list(pool.map(_compressed_part, np.array_split(a, -(-a.size // CACHED))))
+    return scipy.sparse.vstack(parts, "csr")
+
+
+def _compressed_part(a: np.ndarray) -> scipy.sparse.csr_array:
+    at, channels = np.flatnonzero(a != 0), a.shape[1]
+    ends = np.searchsorted(at, channels * np.arange(len(a) + 1))
+    # Of 32 bits, as the products' kernels take them: they would convert others each time.
+    indices = (at % channels).astype(np.int32), ends.astype(np.int32)
+    return scipy.sparse.csr_array((a.ravel()[at], *indices), a.shape)
+
+
+def _as_torch(by_rows: Any, shape: tuple[int, ...]) -> Tensor:
+    parts = (torch.from_numpy(x) for x in (by_rows.indptr, by_rows.indices, by_rows.data))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse")  # torch's, that they are new
+        return torch.sparse_csr_tensor(*parts, size=shape)
 
 
 def _share_of_nonzeros(rows: Tensor) -> float:
