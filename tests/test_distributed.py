@@ -3,10 +3,14 @@
 import os
 import signal
 import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 import torch.multiprocessing as mp
+from safetensors.torch import load_file
 
 from conceptlens import distributed
 from conceptlens.distributed import PeerLostError, StoreShare
@@ -105,6 +109,17 @@ def test_an_exception_in_one_process_stops_the_other():
     survivor, failed = in_two_processes(fail_or_wait)
     assert isinstance(survivor, PeerLostError)
     assert isinstance(failed, OSError)
+
+
+def test_torchruns_two_processes_fit_as_one(tmp_path):
+    command = [sys.executable, Path(__file__).with_name("torchrun_fits.py"), tmp_path / "fits"]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run([command[0], *launch, *command[1:]], check=True, capture_output=True)
+    alone = load_file(tmp_path / "fits-0-of-1")
+    for rank in (0, 1):
+        shared = load_file(tmp_path / f"fits-{rank}-of-2")
+        torch.testing.assert_close(shared, alone, rtol=0, atol=1e-5)
 
 
 def test_alone_nothing_happens():

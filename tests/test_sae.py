@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 import torch
+from memory import printed_by
 from sklearn.base import clone
 from test_distributed import in_two_processes
 from torch.nn.functional import normalize
@@ -426,6 +427,36 @@ def test_a_store_gives_what_its_rows_give(store):
     held = small().fit(store[:].flatten(0, 1))
     assert all(torch.equal(streamed.weights_[n], w) for n, w in held.weights_.items())
     assert streamed.history_ == held.history_
+
+
+MEMORY = """
+from conceptlens import ActivationStore, SparseAutoencoder
+from conceptlens.distributed import StoreShare
+
+sae = SparseAutoencoder(16, sparsity=4, n_epochs=1, batch_size=4096)
+store = ActivationStore.open(sys.argv[1])
+sae.fit(StoreShare(store, range(16)))
+before = peak()
+streamed = sae.fit(store).weights_
+after = peak()
+held = [store._read(i, 0, shard.rows) for i, shard in enumerate(store._shards)]
+store._read = lambda i, start, stop: held[i][start:stop]
+differences = [(w - streamed[name]).abs().max() for name, w in sae.fit(store).weights_.items()]
+print(after - before, peak() - before, float(max(differences)))
+"""
+
+
+def test_a_store_of_four_times_the_allowed_memory_is_fitted_within_it(tmp_path):
+    """128 MiB of activations, 32 allowed: thrice the four shards of 1 MiB that are mixed."""
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 128, 2, 2), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
+    )
+    pictures = torch.rand(1024, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    backbone = Backbone(network, "0")
+    ActivationStore.build(backbone, pictures, tmp_path / "s", batch_size=8, shard_bytes=2**20)
+    streamed, held, difference = printed_by(MEMORY, tmp_path / "s")
+    assert streamed < 32 < 128 < held
+    assert difference < 1e-4
 
 
 def stop_after(monkeypatch, steps):

@@ -156,10 +156,10 @@ def _compressed_part(a: np.ndarray) -> scipy.sparse.csr_array:
 
 
 def _as_torch(by_rows: Any, shape: tuple[int, ...]) -> Tensor:
-    parts = (torch.from_numpy(x) for x in (by_rows.indptr, by_rows.indices, by_rows.data))
+    parts = [torch.from_numpy(x) for x in (by_rows.indptr, by_rows.indices, by_rows.data)]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse")  # torch's, that they are new
-        return torch.sparse_csr_tensor(*parts, size=shape)
+        return torch.sparse_csr_tensor(parts[0], parts[1], parts[2], size=shape)
 
 
 def _share_of_nonzeros(rows: Tensor) -> float:

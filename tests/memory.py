@@ -1,0 +1,25 @@
+"""Memory of a fit, measured in a process of its own."""
+
+import subprocess
+import sys
+
+import pytest
+
+# ru_maxrss would start from the parent's, and so hide what the child takes.
+PEAK = """
+import re, sys, torch
+from pathlib import Path
+
+def peak():
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", status)[1]) / 1024
+"""
+
+
+def printed_by(code, *arguments):
+    """The numbers that `code` prints, which may call `peak()`: the most MiB held so far."""
+    if not sys.platform.startswith("linux"):
+        pytest.skip("reads the peak from /proc")
+    command = [sys.executable, "-W", "ignore", "-c", PEAK + code, *map(str, arguments)]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    return [float(number) for number in run.stdout.split()]
