@@ -54,13 +54,15 @@ class Checkpoint:
         if distributed.rank() == 0 and self.path.exists():
             tensors, about = unpack(self.path)
             check_tensors(self.path, tensors, {"components": v})
-            norm2, done[0] = (about.get(name, 0) for name in ("norm2", "iterations"))
+            norm2, iterations = about.get("norm2"), about.get("iterations")
+            if not isinstance(norm2, float) or not isinstance(iterations, int):
+                raise ValueError(f"{self.path} is damaged: its record is not that of a checkpoint")
             if abs(norm2 / rows.norm2 - 1) > 1e-5:
                 raise ValueError(
                     f"{self.path} is the checkpoint of a fit to other rows: delete it or give "
                     "another path"
                 )
-            v = tensors["components"].to(v)
+            v, done[0] = tensors["components"].to(v), iterations
         distributed.broadcast_(done)
         return (distributed.broadcast_(v), int(done)) if done else None
 
