@@ -1,0 +1,332 @@
+"""What every concept bottleneck model is: a scikit-learn classifier and a `ConceptModel`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.exceptions import NotFittedError
+from torch import Tensor, nn
+
+from ..backbone import Backbone
+from ..extraction.base import like
+from . import saving
+from .data import (
+    TrainingData,
+    as_labels,
+    as_pictures,
+    check_classes,
+    check_concepts,
+    features_of,
+    is_pictures,
+)
+
+Self = TypeVar("Self", bound="Bottleneck")
+
+
+class Network(nn.Module, ABC):
+    """All that a bottleneck model learns, as two differentiable functions of tensors."""
+
+    @abstractmethod
+    def concepts(self, features: Tensor) -> Tensor:
+        """Features ``(n, C)`` → codes ``(n, k)``, 0 where a concept is absent."""
+
+    @abstractmethod
+    def classify(self, codes: Tensor) -> Tensor:
+        """Codes ``(n, k)`` → logits ``(n, n_classes)``."""
+
+    @property
+    def directions(self) -> Tensor | None:
+        """The vectors ``(k, C)`` that raise each concept, where that is linear in the features."""
+        return None
+
+
+class Bottleneck(ClassifierMixin, BaseEstimator, ABC):
+    """A classifier that sees only concepts: features → codes → logits.
+
+    A subclass says in `_fit` how its `Network` is learnt and in `_network` what it is made of.
+
+    Attributes
+    ----------
+    classes_ : array
+        The classes, sorted; logits and probabilities are in this order.
+    network_ : Network
+        All that was learnt, in eval mode and out of autograd.
+    n_features_in_ : int
+        Number C of features.
+    history_ : list of dict
+        The losses of each epoch, where there are epochs.
+    held_out_ : TrainingData or None
+        The rows that were kept back; not saved.
+    """
+
+    grid = (1, 1)
+    n_prefix = 0
+    backbone: Backbone | None
+    random_state: int
+    validation_fraction: float = 0.0
+
+    classes_: np.ndarray
+    network_: Network
+    n_features_in_: int
+    history_: list[dict[str, float]]
+    held_out_: TrainingData | None
+
+    # -- what a subclass says ---------------------------------------------------------------
+
+    @abstractmethod
+    def _fit(self, data: TrainingData) -> Network:
+        """Learn from checked data; may set `history_`, and `concept_names_` if they change."""
+
+    @abstractmethod
+    def _network(self, n_features: int, n_concepts: int, n_classes: int) -> Network:
+        """An untrained network: `_fit` may start from it and `load` fills it."""
+
+    def codes_with(self, codes: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+        """Put corrected concepts into codes.
+
+        Parameters
+        ----------
+        codes : Tensor
+            ``(n, k)``, as ``network_.concepts`` returns.
+        values : Tensor
+            ``(n, k)`` in the units of the concept labels: 0 or 1 if they were binary.
+        mask : Tensor
+            ``(n, k)`` bool: which concepts are corrected.
+        """
+        return torch.where(mask, values.to(codes), codes)
+
+    def _concept_values(self, features: Tensor) -> Tensor:
+        """The predicted concepts ``(n, k)`` in the units of the labels; codes by default."""
+        return self.network_.concepts(features)
+
+    def _options(self) -> dict[str, Any]:
+        """The arguments of ``__init__`` that `save` writes, as JSON can say them."""
+        return {k: v for k, v in self.get_params(deep=False).items() if k != "backbone"}
+
+    # -- scikit-learn's classifier ------------------------------------------------------------
+
+    def fit(self: Self, x: Any, y: Any, *, concepts: Any = None) -> Self:
+        """Learn concepts and classes.
+
+        Parameters
+        ----------
+        x : Tensor, array, ActivationStore or pictures
+            Features ``(n, C)``, activations ``(n, P, C)`` or a store of them, averaged over
+            positions; or, with a backbone, preprocessed pictures ``(n, 3, H, W)``, a folder, list
+            or Dataset.
+        y : array, Tensor or list
+            The class of each row, as whole numbers or strings ``(n,)``.
+        concepts : array or Tensor, optional
+            Concept labels ``(n, k)``: columns of 0 and 1 are binary, others continuous; NaN is a
+            missing label.
+
+        Raises
+        ------
+        ValueError
+            If rows do not match, features are not finite, y has one class, or a concept is
+            constant or never labelled.
+        """
+        features = features_of(x, self.backbone).detach()
+        classes, indices = check_classes(y, len(features))
+        labels = None if concepts is None else check_concepts(concepts, features)
+        pictures = None
+        if self.backbone is not None and is_pictures(x):
+            pictures = as_pictures(x, self.backbone)
+        self.concept_names_ = None if labels is None else self._names(labels.shape[1])
+        self.history_ = []
+        device = features.device
+        everything = TrainingData(
+            features,
+            torch.from_numpy(indices).to(device),
+            labels,
+            torch.arange(len(features), device=device),
+            len(classes),
+            pictures,
+        )
+        data = everything.split(self.validation_fraction, self.random_state)
+        data.check_concepts(self.concept_names_ or ())
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(self.random_state)
+            network = self._fit(data)
+        network.eval().requires_grad_(False)
+        k = network.concepts(features[:1]).shape[1]
+        names = self.concept_names_ or self._names(k)
+        self._learn(network, classes, names, features.shape[1], self.history_)
+        self.held_out_ = data.held_out
+        return self
+
+    def decision_function(self, x: Any) -> Any:
+        """Return the logits ``(n, n_classes)``; an array for an array, else a tensor."""
+        return like(self.network_.classify(self._codes(x)), x)
+
+    def predict_proba(self, x: Any) -> Any:
+        """Return the probabilities ``(n, n_classes)`` of the `classes_`."""
+        return like(self.network_.classify(self._codes(x)).softmax(1), x)
+
+    def predict(self, x: Any) -> np.ndarray:
+        """Return the most probable class ``(n,)`` of each row, as in `classes_`."""
+        return self.classes_[as_labels(self.network_.classify(self._codes(x)).argmax(1))]
+
+    def predict_concepts(self, x: Any) -> Any:
+        """Return the concepts ``(n, k)`` in the units of their labels: binary ones from 0 to 1."""
+        return like(self._concept_values(self._features(x)), x)
+
+    def score(self, x: Any, y: Any, sample_weight: Any = None) -> float:
+        """Return the share of rows whose class is predicted right."""
+        labels = as_labels(y)
+        if labels.ndim != 1:
+            raise ValueError(f"y must have shape (n,), got {labels.shape}")
+        return float(super().score(x, labels, sample_weight))
+
+    def intervene(self, x: Any, corrections: Mapping[str | int, Any]) -> Any:
+        """Return the logits ``(n, n_classes)`` that follow when concepts are corrected.
+
+        Parameters
+        ----------
+        x : as in `fit`
+            Rows.
+        corrections : mapping
+            ``{concept: value}``: by name or index, one value for all rows or ``(n,)``, in the
+            units of the labels (0 or 1 if binary). NaN leaves a row as predicted.
+
+        Raises
+        ------
+        ValueError
+            For an unknown concept or values of another shape.
+        """
+        codes = self._codes(x)
+        values = codes.new_full(codes.shape, torch.nan)
+        for concept, value in corrections.items():
+            given = torch.as_tensor(value).to(codes)
+            if given.shape not in ((), (len(codes),)) or given.isinf().any():
+                raise ValueError(
+                    f"the correction of {concept!r} must be one finite number or one a row "
+                    f"({len(codes)},), got shape {tuple(given.shape)}"
+                )
+            values[:, self.concept_index(concept)] = given
+        return like(self.network_.classify(self.codes_with(codes, values, ~values.isnan())), x)
+
+    # -- ConceptModel -------------------------------------------------------------------------
+
+    @property
+    def concept_names(self) -> list[str]:
+        """One name a concept; before `fit`, what was given to ``__init__``."""
+        return getattr(self, "concept_names_", None) or self._concept_names
+
+    @concept_names.setter
+    def concept_names(self, names: Any) -> None:
+        self._concept_names = names
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Return the arguments of ``__init__``, untouched by `fit`."""
+        params = super().get_params(deep=False)
+        if "concept_names" in params:
+            params["concept_names"] = self._concept_names
+        return params
+
+    @property
+    def class_names(self) -> list[str]:
+        """One name a class."""
+        self._check_fitted()
+        return [str(label) for label in self.classes_]
+
+    @property
+    def directions(self) -> Tensor | None:
+        """The vectors ``(k, C)`` that raise each concept, or None if that is not linear."""
+        self._check_fitted()
+        return self.network_.directions
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Turn pictures ``(B, 3, H, W)``, or features, into codes ``(B, 1, k)``; differentiable."""
+        return self._codes(images)[:, None]
+
+    def classify(self, codes: Tensor) -> Tensor:
+        """Turn codes ``(B, P, k)``, averaged over P, into logits ``(B, n_classes)``."""
+        self._check_fitted()
+        return self.network_.classify(codes.mean(1))
+
+    def concept_index(self, concept: str | int) -> int:
+        """Return the index of a concept given by name or index.
+
+        Raises
+        ------
+        ValueError
+            If there is none or several; the message suggests near names.
+        """
+        names = self.concept_names
+        if isinstance(concept, str):
+            if names.count(concept) == 1:
+                return names.index(concept)
+            near = get_close_matches(concept, names, n=3, cutoff=0.4) or names[:3]
+            what = "several concepts" if concept in names else "no concept"
+            raise ValueError(f"{what} called {concept!r}; near names: {near}")
+        if not 0 <= concept < len(names):
+            raise ValueError(f"concept {concept} does not exist: there are {len(names)}")
+        return int(concept)
+
+    # -- files --------------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> None:
+        """Write weights (safetensors) and options (JSON) into a folder; not the backbone."""
+        self._check_fitted()
+        saving.save(self, Path(path))
+
+    @classmethod
+    def load(cls: type[Self], path: str | Path, backbone: Backbone | None = None) -> Self:
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        ValueError
+            If a file is missing, damaged or another model's.
+        """
+        return saving.load(cls, Path(path), backbone)
+
+    # -- how ----------------------------------------------------------------------------------
+
+    def _learn(
+        self,
+        network: Network,
+        classes: np.ndarray,
+        names: list[str],
+        n_features: int,
+        history: list[dict[str, float]],
+    ) -> None:
+        self.network_ = network.eval().requires_grad_(False)
+        self.classes_, self.concept_names_ = classes, names
+        self.n_features_in_, self.history_ = n_features, history
+        self.held_out_ = None
+
+    def _names(self, k: int) -> list[str]:
+        given = self._concept_names
+        names = [f"concept {i}" for i in range(k)] if given is None else list(given)
+        if len(names) != k:
+            raise ValueError(f"{len(names)} concept_names for {k} concepts")
+        return names
+
+    def _features(self, x: Any) -> Tensor:
+        """Features ``(n, C)`` as the network takes them."""
+        self._check_fitted()
+        features = features_of(x, self.backbone)
+        if features.shape[1] != self.n_features_in_:
+            raise ValueError(
+                f"x has {features.shape[1]} features a row, the model was fitted with "
+                f"{self.n_features_in_}"
+            )
+        weights = self.network_.state_dict().values()
+        floating = (tensor for tensor in weights if tensor.is_floating_point())
+        return features.to(next(floating, features))
+
+    def _codes(self, x: Any) -> Tensor:
+        return self.network_.concepts(self._features(x))
+
+    def _check_fitted(self) -> None:
+        if not hasattr(self, "network_"):
+            raise NotFittedError(f"this {type(self).__name__} is not fitted yet: call fit first")

@@ -1,0 +1,173 @@
+"""`ConceptBottleneck`: concepts from features, classes from concepts, trained together or not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+
+from ..backbone import Backbone
+from .base import Bottleneck, Network
+from .data import TrainingData, is_binary
+from .training import Loss, train
+
+TRAININGS = ("joint", "sequential", "independent")
+
+
+class LinearBottleneck(Network):
+    """Two linear layers with the concepts between them, binary ones through a sigmoid."""
+
+    def __init__(self, n_features: int, n_concepts: int, n_classes: int) -> None:
+        super().__init__()
+        self.to_concepts = nn.Linear(n_features, n_concepts)
+        self.to_classes = nn.Linear(n_concepts, n_classes)
+        self.binary: Tensor
+        self.register_buffer("binary", torch.ones(n_concepts, dtype=torch.bool))
+
+    def activate(self, outputs: Tensor) -> Tensor:
+        """The concepts ``(n, k)`` that outputs of the first layer stand for."""
+        return torch.where(self.binary, outputs.sigmoid(), outputs)
+
+    def concepts(self, features: Tensor) -> Tensor:
+        """Probabilities of binary concepts, values of continuous ones."""
+        return self.activate(self.to_concepts(features))
+
+    def classify(self, codes: Tensor) -> Tensor:
+        """Codes ``(n, k)`` → logits ``(n, n_classes)``."""
+        return self.to_classes(codes)
+
+    @property
+    def directions(self) -> Tensor:
+        """The weights of the first layer."""
+        return self.to_concepts.weight
+
+
+class ConceptBottleneck(Bottleneck):
+    """The concept bottleneck model: a linear layer to concepts, and one from them to classes.
+
+    Parameters
+    ----------
+    backbone : Backbone, optional
+        What pictures are run through. Without one, x is features.
+    training : {"joint", "sequential", "independent"}
+        Both layers at once; the classes after the concepts, from predicted ones; or the classes
+        from the concept labels alone.
+    concept_weight : float
+        λ, the weight of the concepts' loss beside the classes' in joint training.
+    concept_names : sequence of str, optional
+        Default: "concept 0", "concept 1", ...
+    class_weight : {None, "balanced"}
+        Weights of the classes in their loss.
+    max_epochs, batch_size : int
+        The most epochs a stage, and rows a step.
+    lr, weight_decay : float
+        AdamW's.
+    patience : int, optional
+        Stop after so many epochs without a better loss on held-out rows; None never stops.
+    validation_fraction : float
+        The share of each class's rows that is held out.
+    random_state : int
+        Fixes the start, the order of rows and which are held out.
+
+    References
+    ----------
+    Koh et al., "Concept Bottleneck Models", ICML 2020.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone | None = None,
+        *,
+        training: str = "joint",
+        concept_weight: float = 1.0,
+        concept_names: Sequence[str] | None = None,
+        class_weight: str | None = None,
+        max_epochs: int = 200,
+        batch_size: int = 64,
+        lr: float = 1e-2,
+        weight_decay: float = 1e-4,
+        patience: int | None = 20,
+        validation_fraction: float = 0.2,
+        random_state: int = 0,
+    ) -> None:
+        self.backbone = backbone
+        self.training = training
+        self.concept_weight = concept_weight
+        self.concept_names = concept_names
+        self.class_weight = class_weight
+        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.patience = patience
+        self.validation_fraction = validation_fraction
+        self.random_state = random_state
+
+    def _network(self, n_features: int, n_concepts: int, n_classes: int) -> LinearBottleneck:
+        return LinearBottleneck(n_features, n_concepts, n_classes)
+
+    def _fit(self, data: TrainingData) -> LinearBottleneck:
+        if self.training not in TRAININGS:
+            raise ValueError(f"training must be one of {TRAININGS}, got {self.training!r}")
+        labels = data.labelled
+        network = self._network(data.features.shape[1], labels.shape[1], data.n_classes)
+        network.to(data.features)
+        network.binary.copy_(is_binary(labels))
+        weights = data.class_weights(self.class_weight)
+
+        def concept_loss(batch: TrainingData) -> Tensor:
+            outputs = network.to_concepts(batch.features)
+            return labelled_loss(outputs, batch.labelled, network.binary)
+
+        def class_loss(batch: TrainingData) -> Tensor:
+            codes = network.concepts(batch.features)
+            if self.training != "joint":
+                codes = codes.detach()
+            if self.training == "independent":
+                codes = torch.where(batch.labelled.isnan(), codes, batch.labelled)
+            return cross_entropy(network.classify(codes), batch.y, weights)
+
+        def joint_loss(batch: TrainingData) -> Tensor:
+            return class_loss(batch) + self.concept_weight * concept_loss(batch)
+
+        stages: list[tuple[nn.Module, Loss]]
+        if self.training == "joint":
+            stages = [(network, joint_loss)]
+        else:
+            stages = [(network.to_concepts, concept_loss), (network.to_classes, class_loss)]
+        for part, loss in stages:
+            self.history_ += train(
+                part,
+                loss,
+                data,
+                max_epochs=self.max_epochs,
+                lr=self.lr,
+                batch_size=self.batch_size,
+                weight_decay=self.weight_decay,
+                patience=self.patience,
+                random_state=self.random_state,
+            )
+        return network
+
+
+def labelled_loss(outputs: Tensor, labels: Tensor, binary: Tensor) -> Tensor:
+    """The mean loss over the labels there are: cross-entropy of binary ones, squares of others.
+
+    Parameters
+    ----------
+    outputs : Tensor
+        ``(n, k)``: logits of binary concepts, values of continuous ones.
+    labels : Tensor
+        ``(n, k)``, NaN where missing.
+    binary : Tensor
+        ``(k,)`` bool.
+    """
+    known = ~labels.isnan()
+    truth = labels.nan_to_num(0.0)
+    entropy = binary_cross_entropy_with_logits(
+        outputs, torch.where(binary, truth, 0.0), reduction="none"
+    )
+    losses = torch.where(binary, entropy, (outputs - truth).square())
+    return (losses * known).sum() / known.sum().clamp(min=1)

@@ -1,0 +1,79 @@
+"""A fitted bottleneck model as a folder: model.safetensors and config.json."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from ..backbone import Backbone
+from ..extraction.sae.checkpoint import FORMAT, check_tensors, is_history, pack, unpack
+from ..files import write_atomically
+
+if TYPE_CHECKING:
+    from .base import Bottleneck
+
+Model = TypeVar("Model", bound="Bottleneck")
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
+def save(model: Bottleneck, folder: Path) -> None:
+    """Write the two files, each whole or absent."""
+    config = {
+        "format": FORMAT,
+        "class": type(model).__name__,
+        "options": model._options(),
+        "classes": model.classes_.tolist(),
+        "concept_names": model.concept_names,
+        "n_features": model.n_features_in_,
+        "history": model.history_,
+    }
+    try:
+        text = json.dumps(config, indent=1)
+    except TypeError as error:
+        raise TypeError(
+            f"this {type(model).__name__} cannot be saved: options and classes must be numbers, "
+            f"strings or lists of them ({error})"
+        ) from error
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / WEIGHTS, pack(model.network_.state_dict(), {"config": config}))
+    write_atomically(folder / CONFIG, text.encode())
+
+
+def load(cls: type[Model], folder: Path, backbone: Backbone | None) -> Model:
+    """Read a folder that `save` wrote, trusting nothing in it."""
+    path = folder / CONFIG
+    config = _read(path, cls.__name__)
+    try:
+        model = cls(backbone, **config["options"])
+        names, classes = list(map(str, config["concept_names"])), np.asarray(config["classes"])
+        n_features = int(config["n_features"])
+        if classes.ndim != 1 or classes.dtype.kind not in "biuU" or not is_history(config):
+            raise ValueError("its classes or history are not those of a model")
+        network = model._network(n_features, len(names), len(classes))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    path = folder / WEIGHTS
+    tensors, record = unpack(path)
+    if record.get("config") != config:
+        raise ValueError(f"{path} belongs to another {CONFIG} than the one beside it")
+    floating = [t.dtype for t in tensors.values() if t.is_floating_point()]
+    network = network.to(floating[0]) if floating else network
+    check_tensors(path, tensors, network.state_dict())
+    network.load_state_dict(tensors)
+    model._learn(network, classes, names, n_features, config["history"])
+    return model
+
+
+def _read(path: Path, name: str) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise ValueError(f"{path} is not of format {FORMAT}, which this version reads")
+    if config.get("class") != name:
+        raise ValueError(f"{path} holds a {config.get('class')}, not a {name}: load it with that")
+    return config
