@@ -36,7 +36,8 @@ def concept_maps(
     method : str
         One of `MAPS`:
 
-        - "interpolate" (≥ 0 where codes are): the codes of the positions on the grid, enlarged.
+        - "interpolate" (≥ 0 where codes are): the codes of the positions on the grid, enlarged;
+          "coam" for bottleneck models, whose codes have no positions.
         - "coam" (signed): the activations' products with the concept's vector, enlarged.
         - "grad_cam" (≥ 0): the channels weighted by how they raise the concept's presence.
         - "saliency", "smoothgrad" (≥ 0), "gradient_x_input", "integrated_gradients",
@@ -61,7 +62,7 @@ def concept_maps(
         For an unknown method; for "interpolate", "coam" and "grad_cam" if the model's positions
         have no places in the picture; for gradients if none flow through the extractor.
     TypeError
-        For "coam" and "grad_cam" if the model is no `DictionaryModel`.
+        For "coam" if the model has no vectors, for "grad_cam" if it is no `DictionaryModel`.
 
     References
     ----------
@@ -78,7 +79,9 @@ def concept_maps(
 
 
 def interpolate(cm: ConceptModel, x: Tensor, *, seed: int = 0) -> Tensor:
-    """Enlarge the codes of the positions to the picture's size."""
+    """Enlarge the codes of the positions, or the products with a bottleneck's directions."""
+    if isinstance(getattr(cm, "directions", None), Tensor):
+        return coam(*_vectors(cm, "interpolate"), x)
     return upsample(codes_on_grid(cm, cm.encode(x)), _size(x))
 
 
@@ -144,9 +147,7 @@ def _of_presence(attribute: Attribution) -> MapMethod:
 MAPS: dict[str, MapMethod] = {
     "interpolate": interpolate,
     "implicit": _of_presence(attribution.smooth_integrated_gradients),
-    "coam": lambda cm, x, seed=0: coam(
-        _dictionary_model(cm, "coam").backbone, cm.extractor.components_, x
-    ),
+    "coam": lambda cm, x, seed=0: coam(*_vectors(cm, "coam"), x),
     "grad_cam": grad_cam,
     "saliency": _of_presence(attribution.saliency),
     "gradient_x_input": _of_presence(attribution.gradient_x_input),
@@ -176,6 +177,20 @@ def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _size(x: Tensor) -> tuple[int, int]:
     return x.shape[-2], x.shape[-1]
+
+
+def _vectors(cm: ConceptModel, method: str) -> tuple[Backbone, Tensor]:
+    """The backbone, and the vectors ``(k, C)`` at its cut that the concepts are."""
+    directions, backbone = getattr(cm, "directions", None), getattr(cm, "backbone_", None)
+    if isinstance(directions, Tensor):
+        if backbone is None:
+            raise ValueError(
+                f"method {method!r} needs the activations at the cut, and this "
+                f"{type(cm).__name__} was made without a backbone: give it one"
+            )
+        return backbone, directions
+    dictionary = _dictionary_model(cm, method)
+    return dictionary.backbone, dictionary.extractor.components_
 
 
 def _dictionary_model(cm: ConceptModel, method: str) -> DictionaryModel:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +14,7 @@ import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import NotFittedError
 from torch import Tensor, nn
+from torch.utils.data import Subset
 
 from ..backbone import Backbone
 from ..extraction.base import like
@@ -41,6 +43,10 @@ class Network(nn.Module, ABC):
     def classify(self, codes: Tensor) -> Tensor:
         """Codes ``(n, k)`` → logits ``(n, n_classes)``."""
 
+    def logits(self, features: Tensor, codes: Tensor) -> Tensor:
+        """The logits of rows with these codes, for networks whose logits see more than codes."""
+        return self.classify(codes)
+
     @property
     def directions(self) -> Tensor | None:
         """The vectors ``(k, C)`` that raise each concept, where that is linear in the features."""
@@ -64,6 +70,8 @@ class Bottleneck(ClassifierMixin, BaseEstimator, ABC):
         The losses of each epoch, where there are epochs.
     held_out_ : TrainingData or None
         The rows that were kept back; not saved.
+    backbone_ : Backbone or None
+        What pictures are run through: `backbone`, or a copy of it that `fit` trained further.
     """
 
     grid = (1, 1)
@@ -77,6 +85,7 @@ class Bottleneck(ClassifierMixin, BaseEstimator, ABC):
     n_features_in_: int
     history_: list[dict[str, float]]
     held_out_: TrainingData | None
+    backbone_: Backbone | None
 
     # -- what a subclass says ---------------------------------------------------------------
 
@@ -141,6 +150,7 @@ class Bottleneck(ClassifierMixin, BaseEstimator, ABC):
             pictures = as_pictures(x, self.backbone)
         self.concept_names_ = None if labels is None else self._names(labels.shape[1])
         self.history_ = []
+        self.backbone_ = self.backbone
         device = features.device
         everything = TrainingData(
             features,
@@ -159,20 +169,20 @@ class Bottleneck(ClassifierMixin, BaseEstimator, ABC):
         k = network.concepts(features[:1]).shape[1]
         names = self.concept_names_ or self._names(k)
         self._learn(network, classes, names, features.shape[1], self.history_)
-        self.held_out_ = data.held_out
+        self.held_out_ = self._with_present_features(data.held_out)
         return self
 
     def decision_function(self, x: Any) -> Any:
         """Return the logits ``(n, n_classes)``; an array for an array, else a tensor."""
-        return like(self.network_.classify(self._codes(x)), x)
+        return like(self._logits(self._features(x)), x)
 
     def predict_proba(self, x: Any) -> Any:
         """Return the probabilities ``(n, n_classes)`` of the `classes_`."""
-        return like(self.network_.classify(self._codes(x)).softmax(1), x)
+        return like(self._logits(self._features(x)).softmax(1), x)
 
     def predict(self, x: Any) -> np.ndarray:
         """Return the most probable class ``(n,)`` of each row, as in `classes_`."""
-        return self.classes_[as_labels(self.network_.classify(self._codes(x)).argmax(1))]
+        return self.classes_[as_labels(self._logits(self._features(x)).argmax(1))]
 
     def predict_concepts(self, x: Any) -> Any:
         """Return the concepts ``(n, k)`` in the units of their labels: binary ones from 0 to 1."""
@@ -201,7 +211,8 @@ class Bottleneck(ClassifierMixin, BaseEstimator, ABC):
         ValueError
             For an unknown concept or values of another shape.
         """
-        codes = self._codes(x)
+        features = self._features(x)
+        codes = self.network_.concepts(features)
         values = codes.new_full(codes.shape, torch.nan)
         for concept, value in corrections.items():
             given = torch.as_tensor(value).to(codes)
@@ -211,7 +222,8 @@ class Bottleneck(ClassifierMixin, BaseEstimator, ABC):
                     f"({len(codes)},), got shape {tuple(given.shape)}"
                 )
             values[:, self.concept_index(concept)] = given
-        return like(self.network_.classify(self.codes_with(codes, values, ~values.isnan())), x)
+        corrected = self.codes_with(codes, values, ~values.isnan())
+        return like(self.network_.logits(features, corrected), x)
 
     # -- ConceptModel -------------------------------------------------------------------------
 
@@ -245,7 +257,7 @@ class Bottleneck(ClassifierMixin, BaseEstimator, ABC):
 
     def encode(self, images: Tensor) -> Tensor:
         """Turn pictures ``(B, 3, H, W)``, or features, into codes ``(B, 1, k)``; differentiable."""
-        return self._codes(images)[:, None]
+        return self.network_.concepts(self._features(images))[:, None]
 
     def classify(self, codes: Tensor) -> Tensor:
         """Turn codes ``(B, P, k)``, averaged over P, into logits ``(B, n_classes)``."""
@@ -304,6 +316,13 @@ class Bottleneck(ClassifierMixin, BaseEstimator, ABC):
         self.n_features_in_, self.history_ = n_features, history
         self.held_out_ = None
 
+    def _with_present_features(self, held_out: TrainingData | None) -> TrainingData | None:
+        """The rows as the backbone sees them after `fit`."""
+        if held_out is None or held_out.pictures is None or self.backbone_ is self.backbone:
+            return held_out
+        pictures = Subset(held_out.pictures, held_out.rows.tolist())
+        return replace(held_out, features=features_of(pictures, self.backbone_))
+
     def _names(self, k: int) -> list[str]:
         given = self._concept_names
         names = [f"concept {i}" for i in range(k)] if given is None else list(given)
@@ -314,7 +333,7 @@ class Bottleneck(ClassifierMixin, BaseEstimator, ABC):
     def _features(self, x: Any) -> Tensor:
         """Features ``(n, C)`` as the network takes them."""
         self._check_fitted()
-        features = features_of(x, self.backbone)
+        features = features_of(x, self.backbone_)
         if features.shape[1] != self.n_features_in_:
             raise ValueError(
                 f"x has {features.shape[1]} features a row, the model was fitted with "
@@ -324,8 +343,8 @@ class Bottleneck(ClassifierMixin, BaseEstimator, ABC):
         floating = (tensor for tensor in weights if tensor.is_floating_point())
         return features.to(next(floating, features))
 
-    def _codes(self, x: Any) -> Tensor:
-        return self.network_.concepts(self._features(x))
+    def _logits(self, features: Tensor) -> Tensor:
+        return self.network_.logits(features, self.network_.concepts(features))
 
     def _check_fitted(self) -> None:
         if not hasattr(self, "network_"):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +61,10 @@ class ConceptBottleneck(Bottleneck):
         λ, the weight of the concepts' loss beside the classes' in joint training.
     concept_names : sequence of str, optional
         Default: "concept 0", "concept 1", ...
+    finetune_epochs : int
+        Train a copy of the backbone together with both layers for so many epochs at most, at a
+        tenth of `lr`, after the layers were trained on its features; needs joint training and
+        pictures. The backbone itself stays as it is, ``backbone_`` is the copy.
     class_weight : {None, "balanced"}
         Weights of the classes in their loss.
     max_epochs, batch_size : int
@@ -82,6 +89,7 @@ class ConceptBottleneck(Bottleneck):
         *,
         training: str = "joint",
         concept_weight: float = 1.0,
+        finetune_epochs: int = 0,
         concept_names: Sequence[str] | None = None,
         class_weight: str | None = None,
         max_epochs: int = 200,
@@ -95,6 +103,7 @@ class ConceptBottleneck(Bottleneck):
         self.backbone = backbone
         self.training = training
         self.concept_weight = concept_weight
+        self.finetune_epochs = finetune_epochs
         self.concept_names = concept_names
         self.class_weight = class_weight
         self.max_epochs = max_epochs
@@ -106,11 +115,19 @@ class ConceptBottleneck(Bottleneck):
         self.random_state = random_state
 
     def _network(self, n_features: int, n_concepts: int, n_classes: int) -> LinearBottleneck:
-        return LinearBottleneck(n_features, n_concepts, n_classes)
+        network = LinearBottleneck(n_features, n_concepts, n_classes)
+        if self.finetune_epochs:
+            if self.backbone is None:
+                raise ValueError("finetune_epochs trains the backbone, and there is none: give it")
+            self.backbone_ = _copied(self.backbone)
+            network.trunk = self.backbone_.model
+        return network
 
     def _fit(self, data: TrainingData) -> LinearBottleneck:
         if self.training not in TRAININGS:
             raise ValueError(f"training must be one of {TRAININGS}, got {self.training!r}")
+        if self.finetune_epochs and (self.training != "joint" or data.pictures is None):
+            raise ValueError("finetune_epochs needs training='joint' and pictures as x")
         labels = data.labelled
         network = self._network(data.features.shape[1], labels.shape[1], data.n_classes)
         network.to(data.features)
@@ -132,24 +149,58 @@ class ConceptBottleneck(Bottleneck):
         def joint_loss(batch: TrainingData) -> Tensor:
             return class_loss(batch) + self.concept_weight * concept_loss(batch)
 
-        stages: list[tuple[nn.Module, Loss]]
+        def loss_of_pictures(batch: TrainingData) -> Tensor:
+            return joint_loss(replace(batch, features=self._trunk(batch)))
+
         if self.training == "joint":
-            stages = [(network, joint_loss)]
+            layers = nn.ModuleList([network.to_concepts, network.to_classes])
+            self._train(layers, joint_loss, data)
         else:
-            stages = [(network.to_concepts, concept_loss), (network.to_classes, class_loss)]
-        for part, loss in stages:
-            self.history_ += train(
-                part,
-                loss,
-                data,
-                max_epochs=self.max_epochs,
-                lr=self.lr,
-                batch_size=self.batch_size,
-                weight_decay=self.weight_decay,
-                patience=self.patience,
-                random_state=self.random_state,
-            )
+            self._train(network.to_concepts, concept_loss, data)
+            self._train(network.to_classes, class_loss, data)
+        if self.finetune_epochs:
+            self._train(network, loss_of_pictures, data, self.finetune_epochs, self.lr / 10)
         return network
+
+    def _trunk(self, batch: TrainingData) -> Tensor:
+        """The features of a batch's pictures, as the copied backbone is now."""
+        pictures: Any = batch.pictures
+        x = torch.stack([pictures[i] for i in batch.rows.tolist()])
+        backbone: Any = self.backbone_
+        return backbone.trunk(x.to(batch.features)).mean(1)
+
+    def _train(
+        self,
+        part: nn.Module,
+        loss: Loss,
+        data: TrainingData,
+        max_epochs: int | None = None,
+        lr: float | None = None,
+    ) -> None:
+        self.history_ += train(
+            part,
+            loss,
+            data,
+            max_epochs=max_epochs or self.max_epochs,
+            lr=lr or self.lr,
+            batch_size=self.batch_size,
+            weight_decay=self.weight_decay,
+            patience=self.patience,
+            random_state=self.random_state,
+        )
+
+
+def _copied(backbone: Backbone) -> Backbone:
+    """A backbone of a copy of the model, whose parameters can be trained."""
+    model = copy.deepcopy(backbone.model).requires_grad_(True)
+    return Backbone(
+        model,
+        backbone.layer,
+        backbone.transform,
+        backbone.class_names,
+        output=backbone.output,
+        autocast=backbone.autocast,
+    )
 
 
 def labelled_loss(outputs: Tensor, labels: Tensor, binary: Tensor) -> Tensor:

@@ -52,9 +52,12 @@ def load(cls: type[Model], folder: Path, backbone: Backbone | None) -> Model:
         n_features = int(config["n_features"])
         if classes.ndim != 1 or classes.dtype.kind not in "biuU" or not is_history(config):
             raise ValueError("its classes or history are not those of a model")
-        network = model._network(n_features, len(names), len(classes))
+        if n_features < 1 or not names:
+            raise ValueError("it has no features or no concepts")
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
+    model.backbone_ = backbone
+    network = model._network(n_features, len(names), len(classes))
     path = folder / WEIGHTS
     tensors, record = unpack(path)
     if record.get("config") != config:
