@@ -6,8 +6,10 @@ from collections.abc import Callable
 
 from .base import Bottleneck
 from .concept_bottleneck import ConceptBottleneck
+from .label_free import LabelFreeCBM
+from .posthoc import PosthocCBM
 
-__all__ = ["BOTTLENECKS", "Bottleneck", "ConceptBottleneck"]
+__all__ = ["BOTTLENECKS", "Bottleneck", "ConceptBottleneck", "LabelFreeCBM", "PosthocCBM"]
 
 # Recipes for some hundred rows of some dozen features.
 BOTTLENECKS: dict[str, Callable[[int], Bottleneck]] = {
@@ -18,4 +20,7 @@ BOTTLENECKS: dict[str, Callable[[int], Bottleneck]] = {
     "independent": lambda seed: ConceptBottleneck(
         training="independent", random_state=seed, max_epochs=60
     ),
+    "posthoc": lambda seed: PosthocCBM(penalty=1e-3, random_state=seed),
+    "hybrid": lambda seed: PosthocCBM(hybrid=True, penalty=1e-3, random_state=seed),
+    "label-free": lambda seed: LabelFreeCBM(random_state=seed),
 }

@@ -182,7 +182,8 @@ class Bottleneck(ClassifierMixin, BaseEstimator, ABC):
 
     def predict(self, x: Any) -> np.ndarray:
         """Return the most probable class ``(n,)`` of each row, as in `classes_`."""
-        return self.classes_[as_labels(self._logits(self._features(x)).argmax(1))]
+        logits = self._logits(self._features(x))
+        return self.classes_[as_labels(logits.argmax(1))]
 
     def predict_concepts(self, x: Any) -> Any:
         """Return the concepts ``(n, k)`` in the units of their labels: binary ones from 0 to 1."""
@@ -257,7 +258,8 @@ class Bottleneck(ClassifierMixin, BaseEstimator, ABC):
 
     def encode(self, images: Tensor) -> Tensor:
         """Turn pictures ``(B, 3, H, W)``, or features, into codes ``(B, 1, k)``; differentiable."""
-        return self.network_.concepts(self._features(images))[:, None]
+        features = self._features(images)
+        return self.network_.concepts(features)[:, None]
 
     def classify(self, codes: Tensor) -> Tensor:
         """Turn codes ``(B, P, k)``, averaged over P, into logits ``(B, n_classes)``."""

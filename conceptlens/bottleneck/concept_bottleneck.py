@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -126,8 +125,6 @@ class ConceptBottleneck(Bottleneck):
     def _fit(self, data: TrainingData) -> LinearBottleneck:
         if self.training not in TRAININGS:
             raise ValueError(f"training must be one of {TRAININGS}, got {self.training!r}")
-        if self.finetune_epochs and (self.training != "joint" or data.pictures is None):
-            raise ValueError("finetune_epochs needs training='joint' and pictures as x")
         labels = data.labelled
         network = self._network(data.features.shape[1], labels.shape[1], data.n_classes)
         network.to(data.features)
@@ -149,9 +146,6 @@ class ConceptBottleneck(Bottleneck):
         def joint_loss(batch: TrainingData) -> Tensor:
             return class_loss(batch) + self.concept_weight * concept_loss(batch)
 
-        def loss_of_pictures(batch: TrainingData) -> Tensor:
-            return joint_loss(replace(batch, features=self._trunk(batch)))
-
         if self.training == "joint":
             layers = nn.ModuleList([network.to_concepts, network.to_classes])
             self._train(layers, joint_loss, data)
@@ -159,15 +153,21 @@ class ConceptBottleneck(Bottleneck):
             self._train(network.to_concepts, concept_loss, data)
             self._train(network.to_classes, class_loss, data)
         if self.finetune_epochs:
-            self._train(network, loss_of_pictures, data, self.finetune_epochs, self.lr / 10)
+            self._finetune(network, joint_loss, data)
         return network
 
-    def _trunk(self, batch: TrainingData) -> Tensor:
-        """The features of a batch's pictures, as the copied backbone is now."""
-        pictures: Any = batch.pictures
-        x = torch.stack([pictures[i] for i in batch.rows.tolist()])
-        backbone: Any = self.backbone_
-        return backbone.trunk(x.to(batch.features)).mean(1)
+    def _finetune(self, network: LinearBottleneck, joint_loss: Loss, data: TrainingData) -> None:
+        """Train the copied backbone, which is a part of the network, and the layers on it."""
+        pictures, backbone = data.pictures, self.backbone_
+        if pictures is None or backbone is None or self.training != "joint":
+            raise ValueError("finetune_epochs needs training='joint' and pictures as x")
+        backbone.activations(pictures[0][None])  # cuts the copy at the size of these
+
+        def loss(batch: TrainingData) -> Tensor:
+            x = torch.stack([pictures[i] for i in batch.rows.tolist()]).to(batch.features)
+            return joint_loss(replace(batch, features=backbone.trunk(x).mean(1)))
+
+        self._train(network, loss, data, self.finetune_epochs, self.lr / 10)
 
     def _train(
         self,
