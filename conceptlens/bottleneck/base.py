@@ -214,15 +214,7 @@ class Bottleneck(ClassifierMixin, BaseEstimator, ABC):
         """
         features = self._features(x)
         codes = self.network_.concepts(features)
-        values = codes.new_full(codes.shape, torch.nan)
-        for concept, value in corrections.items():
-            given = torch.as_tensor(value).to(codes)
-            if given.shape not in ((), (len(codes),)) or given.isinf().any():
-                raise ValueError(
-                    f"the correction of {concept!r} must be one finite number or one a row "
-                    f"({len(codes)},), got shape {tuple(given.shape)}"
-                )
-            values[:, self.concept_index(concept)] = given
+        values = self._correction_values(corrections, codes)
         corrected = self.codes_with(codes, values, ~values.isnan())
         return like(self.network_.logits(features, corrected), x)
 
@@ -347,6 +339,19 @@ class Bottleneck(ClassifierMixin, BaseEstimator, ABC):
 
     def _logits(self, features: Tensor) -> Tensor:
         return self.network_.logits(features, self.network_.concepts(features))
+
+    def _correction_values(self, corrections: Mapping[str | int, Any], codes: Tensor) -> Tensor:
+        """Corrections of rows with codes ``(n, k)`` as a tensor of that kind, NaN for none."""
+        values = codes.new_full(codes.shape, torch.nan)
+        for concept, value in corrections.items():
+            given = torch.as_tensor(value).to(codes)
+            if given.shape not in ((), (len(codes),)) or given.isinf().any():
+                raise ValueError(
+                    f"the correction of {concept!r} must be one finite number or one a row "
+                    f"({len(codes)},), got shape {tuple(given.shape)}"
+                )
+            values[:, self.concept_index(concept)] = given
+        return values
 
     def _check_fitted(self) -> None:
         if not hasattr(self, "network_"):
