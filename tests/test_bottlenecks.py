@@ -443,7 +443,7 @@ def test_training_stops_early_at_its_best():
     assert len(losses) < 500
     assert len(losses) - 1 - int(np.argmin(losses)) == 5
     held = model.held_out_
-    codes = model.network_.to_concepts(held.features)
+    codes = model.network_.outputs(held.features)
     loss = nn.functional.cross_entropy(model.decision_function(held.features), held.y)
     loss += labelled_loss(codes, held.concepts, torch.ones(K, dtype=torch.bool))
     assert float(loss) == pytest.approx(min(losses), rel=1e-5)

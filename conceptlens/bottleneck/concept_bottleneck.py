@@ -12,14 +12,17 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from ..backbone import Backbone
 from .base import Bottleneck, Network
-from .data import TrainingData, is_binary
+from .data import TrainingData, deviations, is_binary
 from .training import Loss, train
 
 TRAININGS = ("joint", "sequential", "independent")
 
 
 class LinearBottleneck(Network):
-    """Two linear layers with the concepts between them, binary ones through a sigmoid."""
+    """Two linear layers with the concepts between them, binary ones through a sigmoid.
+
+    The first reads features standardised as the training rows were.
+    """
 
     def __init__(self, n_features: int, n_concepts: int, n_classes: int) -> None:
         super().__init__()
@@ -27,14 +30,19 @@ class LinearBottleneck(Network):
         self.to_classes = nn.Linear(n_concepts, n_classes)
         self.binary: Tensor
         self.register_buffer("binary", torch.ones(n_concepts, dtype=torch.bool))
+        self.mean: Tensor
+        self.register_buffer("mean", torch.zeros(n_features))
+        self.deviation: Tensor
+        self.register_buffer("deviation", torch.ones(n_features))
 
-    def activate(self, outputs: Tensor) -> Tensor:
-        """The concepts ``(n, k)`` that outputs of the first layer stand for."""
-        return torch.where(self.binary, outputs.sigmoid(), outputs)
+    def outputs(self, features: Tensor) -> Tensor:
+        """Logits of binary concepts, values of continuous ones ``(n, k)``."""
+        return self.to_concepts((features - self.mean) / self.deviation)
 
     def concepts(self, features: Tensor) -> Tensor:
         """Probabilities of binary concepts, values of continuous ones."""
-        return self.activate(self.to_concepts(features))
+        outputs = self.outputs(features)
+        return torch.where(self.binary, outputs.sigmoid(), outputs)
 
     def classify(self, codes: Tensor) -> Tensor:
         """Codes ``(n, k)`` → logits ``(n, n_classes)``."""
@@ -42,8 +50,8 @@ class LinearBottleneck(Network):
 
     @property
     def directions(self) -> Tensor:
-        """The weights of the first layer."""
-        return self.to_concepts.weight
+        """The weights of the first layer, of features as they are."""
+        return self.to_concepts.weight / self.deviation
 
 
 class ConceptBottleneck(Bottleneck):
@@ -129,11 +137,12 @@ class ConceptBottleneck(Bottleneck):
         network = self._network(data.features.shape[1], labels.shape[1], data.n_classes)
         network.to(data.features)
         network.binary.copy_(is_binary(labels))
+        network.mean.copy_(data.features.mean(0))
+        network.deviation.copy_(deviations(data.features))
         weights = data.class_weights(self.class_weight)
 
         def concept_loss(batch: TrainingData) -> Tensor:
-            outputs = network.to_concepts(batch.features)
-            return labelled_loss(outputs, batch.labelled, network.binary)
+            return labelled_loss(network.outputs(batch.features), batch.labelled, network.binary)
 
         def class_loss(batch: TrainingData) -> Tensor:
             codes = network.concepts(batch.features)

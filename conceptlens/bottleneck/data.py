@@ -125,6 +125,12 @@ def is_binary(concepts: Tensor) -> Tensor:
     return ((concepts == 0) | (concepts == 1) | concepts.isnan()).all(0)
 
 
+def deviations(rows: Tensor) -> Tensor:
+    """The standard deviations ``(C,)`` of rows ``(n, C)``, 1 for columns that are constant."""
+    found = rows.std(0, correction=0)
+    return torch.where(found > 0, found, 1)
+
+
 def features_of(x: Any, backbone: Backbone | None) -> Tensor:
     """Return features ``(n, C)``: the activations at the cut, averaged over positions.
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from .data import TrainingData
+from .data import TrainingData, deviations
 from .sparse_head import fit_sparse_head, sparse_path
 
 
@@ -43,8 +43,7 @@ def fit_head(
         Default: the one with the best accuracy, on held-out rows if there are any.
     """
     codes = encode(data.features).double()  # classes that separate leave losses near rounding
-    mean, std = codes.mean(0), codes.std(0)
-    std = torch.where(std > 0, std, 1)
+    mean, std = codes.mean(0), deviations(codes)
     rows, y, n_classes = (codes - mean) / std, data.y, data.n_classes
     if penalty is not None:
         found = fit_sparse_head(rows, y, n_classes, lam=penalty, class_weight=class_weight)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..backbone import Backbone
 from .base import Bottleneck, Network
-from .data import TrainingData
+from .data import TrainingData, deviations
 from .head import fit_head
 from .training import train
 
@@ -117,10 +117,11 @@ class LabelFreeCBM(Bottleneck):
                 f"than {self.validation_fraction} or more rows"
             )
         c, k = data.features.shape[1], data.labelled.shape[1]
-        projection = nn.Linear(c, k).to(data.features)
+        projection = nn.Linear(c, k, bias=False).to(data.features)
+        deviation = deviations(data.features)
 
         def loss(batch: TrainingData) -> Tensor:
-            return -cubed_cosine(projection(batch.features), batch.labelled).mean()
+            return -cubed_cosine(projection(batch.features / deviation), batch.labelled).mean()
 
         self.history_ = train(
             projection,
@@ -134,6 +135,7 @@ class LabelFreeCBM(Bottleneck):
             random_state=self.random_state,
         )
         with torch.no_grad():
+            projection.weight.div_(deviation)
             kept = self._kept(projection, data.held_out)
             network = self._network(c, len(kept), data.n_classes).to(data.features)
             self._standardise(network, projection, kept, data)
@@ -160,7 +162,7 @@ class LabelFreeCBM(Bottleneck):
         """Fill the network with the kept rows, scaled so that codes have mean 0 and deviation 1."""
         weight = projection.weight[kept]
         codes = data.features @ weight.T
-        mean, std = codes.mean(0), codes.std(0)
+        mean, std = codes.mean(0), deviations(codes)
         network.to_concepts.weight.copy_(weight / std[:, None])
         network.to_concepts.bias.copy_(-mean / std)
         labels = data.labelled[:, kept]

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from ..backbone import Backbone
 from .base import Bottleneck, Network
-from .data import TrainingData, is_binary
+from .data import TrainingData, deviations, is_binary
 from .head import fit_head
 from .training import train
 
@@ -178,14 +178,14 @@ class PosthocCBM(Bottleneck):
             raise ValueError(f"classifier must be one of {[*CLASSIFIERS]}, got {self.classifier!r}")
         labels = data.labelled
         binary = is_binary(labels)
-        rows = data.features.double().cpu().numpy()
-        mean, scale = rows.mean(0), rows.std(0)
-        rows = (rows - mean) / np.where(scale > 0, scale, 1)
+        features = data.features.double().cpu()
+        mean, scale = features.mean(0).numpy(), deviations(features).numpy()
+        rows = (features.numpy() - mean) / scale
         found = []
         for column, two in zip(labels.T.double().cpu().numpy(), binary.tolist(), strict=True):
             known = ~np.isnan(column)
             linear = self._linear(two).fit(rows[known], column[known])
-            normal = linear.coef_.reshape(-1) / np.where(scale > 0, scale, 1)
+            normal = linear.coef_.reshape(-1) / scale
             found.append(np.append(normal, float(np.squeeze(linear.intercept_)) - normal @ mean))
         bank = torch.from_numpy(np.stack(found)).to(data.features)
         return bank[:, :-1], bank[:, -1], binary
