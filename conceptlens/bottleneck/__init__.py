@@ -22,5 +22,5 @@ BOTTLENECKS: dict[str, Callable[[int], Bottleneck]] = {
     ),
     "posthoc": lambda seed: PosthocCBM(penalty=1e-3, random_state=seed),
     "hybrid": lambda seed: PosthocCBM(hybrid=True, penalty=1e-3, random_state=seed),
-    "label-free": lambda seed: LabelFreeCBM(random_state=seed),
+    "label-free": lambda seed: LabelFreeCBM(penalty=1e-3, max_epochs=60, random_state=seed),
 }

@@ -55,7 +55,9 @@ class LabelFreeCBM(Bottleneck):
     interpretability : float
         The cubed cosine with the similarities that a concept must exceed on held-out rows.
     nonzeros : float
-        How many concepts a class reads at most, on average.
+        How many concepts a class reads at most, on average: the densest such head of a path.
+    penalty : float, optional
+        λ of the head's elastic net, in place of `nonzeros`.
     concept_names : sequence of str, optional
         The k words. After `fit` it lists those that were kept.
     class_weight : {None, "balanced"}
@@ -84,6 +86,7 @@ class LabelFreeCBM(Bottleneck):
         *,
         interpretability: float = 0.45,
         nonzeros: float = 30,
+        penalty: float | None = None,
         concept_names: Sequence[str] | None = None,
         class_weight: str | None = None,
         max_epochs: int = 200,
@@ -97,6 +100,7 @@ class LabelFreeCBM(Bottleneck):
         self.backbone = backbone
         self.interpretability = interpretability
         self.nonzeros = nonzeros
+        self.penalty = penalty
         self.concept_names = concept_names
         self.class_weight = class_weight
         self.max_epochs = max_epochs
@@ -139,8 +143,14 @@ class LabelFreeCBM(Bottleneck):
             kept = self._kept(projection, data.held_out)
             network = self._network(c, len(kept), data.n_classes).to(data.features)
             self._standardise(network, projection, kept, data)
-            head = network.to_classes
-            fit_head(head, network.concepts, data, self.class_weight, nonzeros=self.nonzeros)
+            fit_head(
+                network.to_classes,
+                network.concepts,
+                data,
+                self.class_weight,
+                penalty=self.penalty,
+                nonzeros=self.nonzeros,
+            )
         return network
 
     def _kept(self, projection: nn.Linear, held_out: TrainingData) -> Tensor:
