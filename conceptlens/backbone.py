@@ -22,6 +22,7 @@ from .cutting import (
     only_tensor,
     record,
     run_trunk,
+    run_trunks,
 )
 from .layout import Layout
 from .survey import LayerInfo, LayerList, survey
@@ -97,6 +98,7 @@ class Backbone:
         self.autocast = autocast
         self._layer = layer
         self._cut: _Cut | None = None
+        self._others: dict[str, Backbone] = {}  # the same model, cut elsewhere
 
     # -- constructors ---------------------------------------------------------------------
 
@@ -228,15 +230,40 @@ class Backbone:
         Tensor
             ``(B, P, C)``; of P positions the first `n_prefix` are class and register tokens.
         """
-        x = _check_pictures(x).to(self.device)
-        cut = self._ready(x)
-        if tuple(x.shape[1:]) != cut.recording.input_shape:
-            raise ValueError(
-                f"pictures of shape {tuple(x.shape[1:])} given to a backbone that was first used "
-                f"with {cut.recording.input_shape}: resize them or make another Backbone"
-            )
+        x = self._input(x)
         with self._running(x):
             return self.trunk(x)
+
+    def activations_at(self, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
+        """Run the trunks of several layers in one forward pass.
+
+        Parameters
+        ----------
+        x : Tensor
+            As `activations` takes it.
+        layers : sequence of str
+            Names of layers that can be cut, wherever this backbone itself is cut.
+
+        Returns
+        -------
+        dict of str to Tensor
+            For each of `layers` the ``(B, P, C)`` that `activations` of a backbone cut there
+            returns.
+        """
+        for layer in layers:
+            if layer not in self._others:
+                self._others[layer] = self.replace(layer=layer)
+        others = {layer: self._others[layer] for layer in layers}
+        for other in others.values():
+            x = other._input(x)
+        cuts = {layer: other._ready() for layer, other in others.items()}
+        with self._running(x):
+            calls = {layer: cut.recording.n_calls for layer, cut in cuts.items()}
+            outputs = run_trunks(self.model, calls, x)
+            return {
+                layer: self._result(cut.layout.to_positions(_the_tensor(outputs[layer])))
+                for layer, cut in cuts.items()
+            }
 
     def trunk(self, x: Tensor) -> Tensor:
         """Run the trunk as `activations` does, in whatever state the model and autograd are.
@@ -265,6 +292,17 @@ class Backbone:
         return self.head(self.activations(x))
 
     # -- how ------------------------------------------------------------------------------
+
+    def _input(self, x: Tensor) -> Tensor:
+        """Check pictures, move them to the model, and cut the model on first use."""
+        x = _check_pictures(x).to(self.device)
+        expected = self._ready(x).recording.input_shape
+        if tuple(x.shape[1:]) != expected:
+            raise ValueError(
+                f"pictures of shape {tuple(x.shape[1:])} given to a backbone that was first used "
+                f"with {expected}: resize them or make another Backbone"
+            )
+        return x
 
     @contextmanager
     def _running(self, x: Tensor) -> Iterator[None]:

@@ -8,7 +8,7 @@ or the model run again with everything before the cut replaced by placeholders.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -120,27 +120,45 @@ def record(model: nn.Module, layer: str, x: Tensor) -> Recording | None:
 
 def run_trunk(model: nn.Module, layer: str, n_calls: int, x: Tensor) -> Any:
     """Run `model` up to the `n_calls`-th call of `layer` and return that call's output."""
-    calls = 0
+    return run_trunks(model, {layer: n_calls}, x)[layer]
 
-    def stop(_module: nn.Module, _args: Any, output: Any) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == n_calls:
-            raise _Reached(stop, output)
 
-    handle = model.get_submodule(layer).register_forward_hook(stop)
+def run_trunks(model: nn.Module, calls: Mapping[str, int], x: Tensor) -> dict[str, Any]:
+    """Run `model` once and return the output of each layer at its given call.
+
+    It stops at the last of these calls.
+    """
+    counts = dict.fromkeys(calls, 0)
+    outputs: dict[str, Any] = {}
+
+    def watch(layer: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+            counts[layer] += 1
+            if counts[layer] != calls[layer]:
+                return
+            if len(outputs) < len(calls) - 1:  # what follows may work in place
+                outputs[layer] = tree_map(_copy, output)
+            else:
+                outputs[layer] = output
+                raise _Reached(outputs)
+
+        return hook
+
+    handles = [model.get_submodule(layer).register_forward_hook(watch(layer)) for layer in calls]
     try:
         model(x)
     except _Reached as reached:
-        whose, output = reached.args
-        if whose is not stop:  # a cut further up, in a model that holds this one
+        if reached.args[0] is not outputs:  # a cut further up, in a model that holds this one
             raise
-        return output
+        return {layer: outputs[layer] for layer in calls}
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
+    layer = next(layer for layer in calls if layer not in outputs)
     raise ValueError(
-        f"layer {layer!r} was called {calls} times for this batch and {n_calls} times when the "
-        "backbone was first used: a model whose path depends on the picture cannot be cut there"
+        f"layer {layer!r} was called {counts[layer]} times for this batch and {calls[layer]} times "
+        "when the backbone was first used: a model whose path depends on the picture cannot be cut "
+        "there"
     )
 
 
@@ -251,6 +269,10 @@ def _holders(model: nn.Module, layer: str) -> set[nn.Module]:
 
 def _to_meta(leaf: Any) -> Any:
     return leaf.detach().to("meta") if isinstance(leaf, Tensor) else leaf
+
+
+def _copy(leaf: Any) -> Any:
+    return leaf.clone() if isinstance(leaf, Tensor) else leaf
 
 
 def _rows(output: Any) -> int:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
-import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,37 +11,30 @@ from typing import TYPE_CHECKING, Any
 import torch
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from .batching import in_batches
-from .files import write_atomically
-from .images import Pictures, UnreadableImageError, transform_fingerprint
-from .progress import bar
+from .building import StoreWriter, fill
+from .images import Pictures, transform_fingerprint
+from .manifest import (
+    DTYPES,
+    SHARD_FIELDS,
+    Shard,
+    StoreError,
+    check_size,
+    is_sealed,
+    read_manifest,
+    sha256_of,
+)
 
 if TYPE_CHECKING:
     from .backbone import Backbone
 
-FORMAT = 1
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+__all__ = ["ActivationStore", "StoreError"]
+
 # Large enough for sequential reads, small enough that a kill costs little.
 SHARD_BYTES = 64 * 2**20
 # How many shards' vectors are mixed at a time.
 SHUFFLED_SHARDS = 4
-
-
-class StoreError(ValueError):
-    """A store is absent, unfinished, damaged or of other content; the message says which."""
-
-
-@dataclass(frozen=True)
-class _Shard:
-    """One file: the rows of the readable pictures from `start` to `stop`."""
-
-    name: str
-    rows: int
-    size: int
-    sha256: str
 
 
 class ActivationStore:
@@ -69,15 +58,15 @@ class ActivationStore:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        manifest = _read_manifest(self.path)
-        self._shards = [_Shard(*(s[f] for f in _SHARD_FIELDS)) for s in manifest["shards"]]
+        manifest = read_manifest(self.path)
+        self._shards = [Shard(*(s[f] for f in SHARD_FIELDS)) for s in manifest["shards"]]
         self.key: dict[str, str] = manifest["key"]
         self.names: list[str] = manifest["names"]
         self.dtype = DTYPES[self.key["dtype"]]
         self.shape: tuple[int, int, int] = (len(self.names), *manifest["row shape"])
         self._starts = [0]
         for shard in self._shards:
-            _check_size(self.path / shard.name, shard.size)
+            check_size(self.path / shard.name, shard.size)
             self._starts.append(self._starts[-1] + shard.rows)
 
     @classmethod
@@ -131,24 +120,54 @@ class ActivationStore:
         ValueError
             If no picture can be read or activations are not finite; nothing is sealed.
         """
-        if dtype not in DTYPES.values():
-            raise ValueError(f"dtype must be one of {list(DTYPES)}, got {dtype}")
-        pictures = images if isinstance(images, Pictures) else Pictures(images, bb.transform)
-        if num_workers is not None:
-            pictures.num_workers = num_workers
-        key = {
-            "weights and layer": bb.fingerprint(),
-            "transform": transform_fingerprint(pictures.transform),
-            "pictures": pictures.fingerprint(),
-            "dtype": str(dtype).removeprefix("torch."),
-            "batch size": str(batch_size),
-        }
-        path = Path(path)
-        path.mkdir(parents=True, exist_ok=True)
-        with FileLock(path / ".lock"):  # let go by the system when its owner dies
-            if not _is_sealed(path, key):
-                _Builder(bb, pictures, path, batch_size, key, shard_bytes).run()
+        folders = {bb.layer: Path(path)}
+        _build(
+            bb, folders, lambda x, _: [bb.activations(x)], images, batch_size,
+            dtype, num_workers, shard_bytes,
+        )  # fmt: skip
         return cls(path)
+
+    @classmethod
+    def build_layers(
+        cls,
+        bb: Backbone,
+        images: Any,
+        path: str | Path,
+        batch_size: int = 64,
+        *,
+        layers: Sequence[str],
+        dtype: torch.dtype = torch.float32,
+        num_workers: int | None = None,
+        shard_bytes: int = SHARD_BYTES,
+    ) -> dict[str, ActivationStore]:
+        """Build the stores of several layers from one pass over the pictures.
+
+        Each is the store that `build` would make with a backbone cut there, to the last bit, in
+        the folder of `path` that has the layer's name; what is said there holds for each.
+
+        Parameters
+        ----------
+        bb : Backbone
+            The classifier; where it is cut does not matter.
+        layers : sequence of str
+            Names of layers that can be cut.
+        images, path, batch_size, dtype, num_workers, shard_bytes
+            As `build` takes them.
+
+        Returns
+        -------
+        dict of str to ActivationStore
+            One a layer, in the order of `layers`.
+        """
+        folders = {layer: Path(path) / layer for layer in layers}
+        if not folders:
+            raise ValueError("layers is empty: name one of those that Backbone.layers() lists")
+
+        def activations(x: Tensor, wanted: Sequence[str]) -> Sequence[Tensor]:
+            return list(bb.activations_at(x, wanted).values())
+
+        _build(bb, folders, activations, images, batch_size, dtype, num_workers, shard_bytes)
+        return {layer: cls(folder) for layer, folder in folders.items()}
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -209,7 +228,7 @@ class ActivationStore:
             Naming the first file that differs.
         """
         for shard in self._shards:
-            if _sha256(self.path / shard.name) != shard.sha256:
+            if sha256_of(self.path / shard.name) != shard.sha256:
                 raise StoreError(f"{self.path / shard.name} is damaged: its checksum differs")
 
     def _pieces(self, start: int, stop: int) -> list[tuple[int, int, int]]:
@@ -242,208 +261,40 @@ class ActivationStore:
         return f"<code>{escape(repr(self))}</code>"
 
 
-class _Builder:
-    """Writes the missing shards of a store, then its manifest."""
-
-    def __init__(
-        self,
-        bb: Backbone,
-        pictures: Pictures,
-        path: Path,
-        batch_size: int,
-        key: dict[str, str],
-        shard_bytes: int,
-    ) -> None:
-        self.bb, self.pictures, self.path, self.batch_size = bb, pictures, path, batch_size
-        self.key = key
-        self.dtype = DTYPES[key["dtype"]]
-        self.shard_bytes = shard_bytes
-        self.digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-
-    def run(self) -> None:
-        self._claim()
-        shards, names, row_shape = [], [], None
-        n = len(self.pictures)
-        step = self._pictures_per_shard()
-        with bar("activations", n, "pictures") as progress:
-            for start in range(0, n, step):
-                stop = min(start + step, n)
-                shard = self.path / f"activations-{start:09d}-{stop:09d}.safetensors"
-                if not self._is_whole(shard):
-                    self._write(shard, start, stop)
-                record, kept, row_shape = self._describe(shard, row_shape)
-                if record.rows:
-                    shards.append(vars(record))
-                names += [self.pictures.names[i] for i in kept]
-                progress.update(stop - start)
-        if not names:
-            raise ValueError(f"none of the {n} pictures can be read; nothing was sealed")
-        manifest = {
-            "format": FORMAT,
-            "key": self.key,
-            "row shape": row_shape,
-            "shards": shards,
-            "names": names,
-        }
-        write_atomically(self.path / "manifest.json", _json(manifest))
-
-    def _claim(self) -> None:
-        """Say what the folder is for before the first shard, or refuse what is there."""
-        for leftover in self.path.glob(".*.tmp"):
-            leftover.unlink()
-        claim = self.path / "key.json"
-        if claim.exists():
-            _check_key(self.path, _load_json(claim).get("key"), self.key)
-        elif any(self.path.glob("activations-*.safetensors")):
-            raise StoreError(f"{self.path} holds shards of unknown origin: delete them")
-        else:
-            write_atomically(claim, _json({"format": FORMAT, "key": self.key}))
-
-    def _pictures_per_shard(self) -> int:
-        """A whole number of batches that fills about `shard_bytes`."""
-        # The first readable picture tells the size of a row.
-        for _, x in self.pictures.batches(1):
-            row = self.bb.activations(x)
-            break
-        size = row.numel() * self.dtype.itemsize * self.batch_size
-        return max(1, self.shard_bytes // size) * self.batch_size
-
-    def _is_whole(self, shard: Path) -> bool:
-        if not shard.exists():
-            return False
-        try:
-            with safe_open(shard, "pt") as file:
-                return (file.metadata() or {}).get("key") == self.digest
-        except (OSError, SafetensorError) as error:
-            raise StoreError(f"{shard} cannot be read: {error}; delete it to compute it") from error
-
-    def _write(self, shard: Path, start: int, stop: int) -> None:
-        indices: list[int] = []
-        parts: list[Tensor] = []
-        try:
-            for batch, x in self.pictures.batches(self.batch_size, start, stop):
-                a = in_batches(self.bb.activations, x, self.batch_size).to(self.dtype).cpu()
-                finite = torch.isfinite(a).flatten(1).all(1)
-                if not finite.all():
-                    name = self.pictures.names[batch[int((~finite).int().argmax())]]
-                    raise ValueError(
-                        f"the activations of layer {self.bb.layer!r} for {name} are NaN or "
-                        f"infinite in {self.dtype}; nothing was sealed"
-                    )
-                indices += batch
-                parts.append(a)
-        except UnreadableImageError as error:  # a shard without one good picture is empty
-            warnings.warn(str(error), stacklevel=2)
-        rows = torch.cat(parts) if parts else torch.empty(0)
-        tensors = {"activations": rows.contiguous(), "pictures": torch.tensor(indices).long()}
-        # One key only: safetensors would write several in a random order.
-        write_atomically(shard, save(tensors, {"key": self.digest}))
-
-    def _describe(
-        self, shard: Path, row_shape: list[int] | None
-    ) -> tuple[_Shard, list[int], list[int] | None]:
-        with safe_open(shard, "pt") as file:
-            kept: list[int] = file.get_tensor("pictures").tolist()
-            shape = file.get_slice("activations").get_shape()
-        record = _Shard(shard.name, len(kept), shard.stat().st_size, _sha256(shard))
-        return record, kept, shape[1:] if kept else row_shape
-
-
-_SHARD_FIELDS = ("name", "rows", "size", "sha256")
-
-
-def _is_sealed(path: Path, key: dict[str, str]) -> bool:
-    if not (path / "manifest.json").exists():
-        return False
-    _check_key(path, _read_manifest(path)["key"], key)
-    return True
-
-
-def _check_key(path: Path, found: Any, expected: dict[str, str]) -> None:
-    if not isinstance(found, dict):
-        raise StoreError(f"{path} holds a damaged key.json: delete the folder")
-    differ = [part for part, value in expected.items() if found.get(part) != value]
-    if differ:
-        raise StoreError(
-            f"{path} holds activations of other content: {', '.join(differ)} changed. Delete the "
-            "folder or give another path"
-        )
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest, with every entry checked for its type and every name for its form."""
-    file = path / "manifest.json"
-    if not file.exists():
-        unfinished = (path / "key.json").exists()
-        state = "an unfinished store: run build again" if unfinished else "no store"
-        raise StoreError(f"{path} holds {state}")
-    manifest = _load_json(file)
-    if manifest.get("format") != FORMAT:
-        raise StoreError(
-            f"{file} has format {manifest.get('format')!r}, this version reads {FORMAT}"
-        )
-    key: Any
-    names: Any
-    shards: Any
-    key, names, shards = (manifest.get(part) for part in ("key", "names", "shards"))
-    good = (
-        isinstance(key, dict)
-        and key.get("dtype") in DTYPES
-        and _list_of(names, str)
-        and _list_of(manifest.get("row shape"), int, 2)
-        and _list_of(shards, dict)
-        and all(_is_shard(s) for s in shards)
-        and sum(s["rows"] for s in shards) == len(names)
-    )
-    if not good:
-        raise StoreError(f"{file} is damaged: its entries are not those of a manifest")
-    return manifest
-
-
-def _is_shard(record: dict[str, Any]) -> bool:
-    name, rows, size, checksum = (record.get(f) for f in _SHARD_FIELDS)
-    return (
-        isinstance(name, str)
-        and re.fullmatch(r"activations-\d{9}-\d{9}\.safetensors", name) is not None
-        and all(isinstance(number, int) and number > 0 for number in (rows, size))
-        and isinstance(checksum, str)
-    )
-
-
-def _list_of(value: Any, kind: type, length: int | None = None) -> bool:
-    return (
-        isinstance(value, list)
-        and all(isinstance(item, kind) for item in value)
-        and length in (None, len(value))
-    )
-
-
-def _load_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise StoreError(f"{file} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise StoreError(f"{file} is damaged: it holds no object")
-    return content
-
-
-def _check_size(path: Path, size: int) -> None:
-    try:
-        found = path.stat().st_size
-    except OSError as error:
-        raise StoreError(f"{path} is missing") from error
-    if found != size:
-        raise StoreError(f"{path} has {found} bytes, the manifest says {size}")
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _json(content: dict[str, Any]) -> bytes:
-    return json.dumps(content, indent=1, ensure_ascii=False, sort_keys=True).encode()
+def _build(
+    bb: Backbone,
+    folders: Mapping[str, Path],
+    activations: Callable[[Tensor, Sequence[str]], Sequence[Tensor]],
+    images: Any,
+    batch_size: int,
+    dtype: torch.dtype,
+    num_workers: int | None,
+    shard_bytes: int,
+) -> None:
+    """Seal a store in each layer's folder; `activations` are those of pictures at some layers."""
+    if dtype not in DTYPES.values():
+        raise ValueError(f"dtype must be one of {list(DTYPES)}, got {dtype}")
+    pictures = images if isinstance(images, Pictures) else Pictures(images, bb.transform)
+    if num_workers is not None:
+        pictures.num_workers = num_workers
+    common = {
+        "transform": transform_fingerprint(pictures.transform),
+        "pictures": pictures.fingerprint(),
+        "dtype": str(dtype).removeprefix("torch."),
+        "batch size": str(batch_size),
+    }
+    writers = {}
+    with ExitStack() as locks:  # let go by the system when their owner dies
+        for layer in sorted(folders):  # in one order, so that no two processes wait for each other
+            folder = folders[layer]
+            folder.mkdir(parents=True, exist_ok=True)
+            locks.enter_context(FileLock(folder / ".lock"))
+            key = {"weights and layer": bb.replace(layer=layer).fingerprint(), **common}
+            if not is_sealed(folder, key):
+                writers[layer] = StoreWriter(layer, pictures.names, folder, key)
+        if writers:
+            missing = list(writers)
+            fill(
+                list(writers.values()), lambda x: activations(x, missing), pictures, batch_size,
+                shard_bytes,
+            )  # fmt: skip

@@ -354,3 +354,20 @@ def test_layout(shape, picture, kind, grid, prefix):
     positions = layout.to_positions(output)
     assert positions.shape == (3, layout.positions, layout.channels)
     assert torch.equal(layout.from_positions(positions), output)
+
+
+def test_several_layers_from_one_pass(device):
+    model = torchvision.models.resnet18(weights=None, num_classes=5).to(device)  # works in place
+    layers = ["bn1", "layer1", "layer2.0", "avgpool"]
+    x = torch.rand(3, 3, 64, 64, device=device)
+    bb = Backbone(model, "layer4")
+    for layer, a in bb.activations_at(x, layers).items():
+        assert torch.equal(a, Backbone(model, layer).activations(x)), layer
+    passes = []
+    handle = model.conv1.register_forward_hook(lambda *_: passes.append(1))
+    assert list(bb.activations_at(x, layers[::-1])) == layers[::-1]
+    handle.remove()
+    assert len(passes) == 1
+    assert not any(m._forward_hooks for m in model.modules())
+    with pytest.raises(ValueError, match="no layer 'layer5'"):
+        bb.activations_at(x, ["layer5"])

@@ -198,3 +198,76 @@ def test_random_transform_is_refused(tmp_path):
     bb = Backbone(network(), "1", lambda picture: torch.rand(3, 16, 16))
     with pytest.raises(ValueError, match="random"):
         build(tmp_path, bb=bb)
+
+
+LAYERS = ("0", "1", "2", "6")
+TINY = 6144  # one batch of layer 0 a shard, two of layer 2, all of layer 6
+
+
+def deep_network(seed=0):
+    """Its second layer works in place, and its layers' rows differ in size."""
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 2, 2), nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.Conv2d(6, 8, 3),
+        nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(8, 2),
+    )  # fmt: skip
+
+
+def build_layers(path, model, **changes):
+    arguments = {"batch_size": 8, "layers": LAYERS, "shard_bytes": TINY} | changes
+    return ActivationStore.build_layers(Backbone(model), pictures(), path, **arguments)
+
+
+def counted(model):
+    """The batch sizes of the model's forward passes, as they happen."""
+    seen = []
+    model.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    return seen
+
+
+def test_layers_from_one_pass_are_the_stores_built_one_by_one(tmp_path):
+    model = deep_network()
+    batches = counted(model)
+    stores = build_layers(tmp_path / "together", model)
+    assert list(stores) == list(LAYERS)
+    assert len({len(store._shards) for store in stores.values()}) > 2  # cut at other places
+    # Cutting takes passes of two pictures at most; the pictures themselves pass once.
+    assert [b for b in batches if b > 2] == [8, 8, 8, 8, 8, 8]
+    for layer in LAYERS:
+        build(tmp_path / layer, bb=Backbone(deep_network(), layer), shard_bytes=TINY)
+        assert content(tmp_path / "together" / layer) == content(tmp_path / layer)
+
+
+def test_layers_are_resumed_and_only_what_is_missing_is_computed(tmp_path):
+    build_layers(tmp_path / "whole", deep_network())
+    broken = deep_network()
+    batches = counted(broken)
+
+    def fail(*_):
+        if batches.count(8) == 5:
+            raise KeyboardInterrupt
+
+    broken.register_forward_pre_hook(fail)
+    with pytest.raises(KeyboardInterrupt):
+        build_layers(tmp_path / "a", broken)
+    assert not list(tmp_path.glob("a/*/manifest.json"))
+    found = [len([*tmp_path.glob(f"a/{layer}/activations-*")]) for layer in LAYERS]
+    assert found == [4, 4, 2, 0]
+    ActivationStore.build(
+        Backbone(deep_network(), "6"), pictures(), tmp_path / "a" / "6", 8, shard_bytes=TINY
+    )
+    resumed = deep_network()
+    batches = counted(resumed)
+    build_layers(tmp_path / "a", resumed)
+    assert [b for b in batches if b > 2] == [8, 8]  # of six: four were kept
+    for layer in LAYERS:
+        assert content(tmp_path / "a" / layer) == content(tmp_path / "whole" / layer)
+    batches.clear()
+    build_layers(tmp_path / "a", resumed)
+    assert not batches
+
+
+def test_no_layers(tmp_path):
+    with pytest.raises(ValueError, match="layers is empty"):
+        build_layers(tmp_path, deep_network(), layers=())
