@@ -1,6 +1,7 @@
 """Metrics of extractions, importances, maps and whole explanations, as plain functions."""
 
 from .concept_based import GlobalAgreement, cem, cgim, clm
+from .depth import Emergence, concept_depth, concept_dynamics, emergence
 from .extraction import (
     coherence,
     frechet_distance,
@@ -40,6 +41,7 @@ from .surrogate import surrogate_faithfulness
 __all__ = [
     "HUMAN_LIMIT",
     "Curve",
+    "Emergence",
     "Estimate",
     "GlobalAgreement",
     "Learnability",
@@ -56,6 +58,9 @@ __all__ = [
     "clm",
     "coherence",
     "complexity",
+    "concept_depth",
+    "concept_dynamics",
+    "emergence",
     "frechet_distance",
     "gini",
     "hoyer",

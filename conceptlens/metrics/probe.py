@@ -164,7 +164,7 @@ def learnability(features: Any, concepts: Any, classes: Any, *, seed: int = 0) -
     labels = np.concatenate([concepts, of_class], axis=1)
     order = np.random.default_rng(seed).permutation(len(x))
     train, test = np.array_split(order, 2)
-    scores = _probe(x, labels, train, test)
+    scores = probe_scores(x, labels, train, test)
     ap = normalised_ap(torch.from_numpy(scores), torch.from_numpy(labels[test]))
     m = concepts.shape[1]
     return Learnability(ap[:m], ap[m:])
@@ -205,7 +205,9 @@ def simplicity_curve(
     return Curve(same, "Simplicity", "agreement")
 
 
-def _probe(x: np.ndarray, labels: np.ndarray, train: np.ndarray, test: np.ndarray) -> np.ndarray:
+def probe_scores(
+    x: np.ndarray, labels: np.ndarray, train: np.ndarray, test: np.ndarray
+) -> np.ndarray:
     """Scores of one logistic regression a column of `labels`, fitted on the rows `train`."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
