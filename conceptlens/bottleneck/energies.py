@@ -47,6 +47,10 @@ class EnergyNetwork(Network):
         super().__init__()
         self.concept_weight, self.global_weight = concept_weight, global_weight
         self.dropout = nn.Dropout(dropout)
+        self.mean: Tensor
+        self.scale: Tensor
+        self.register_buffer("mean", torch.zeros(n_features))
+        self.register_buffer("scale", torch.ones(n_features))
         self.class_vectors = nn.Parameter(torch.randn(n_classes, hidden))
         self.concept_vectors = nn.Parameter(torch.randn(n_concepts, 2, hidden))
         self.class_projection = nn.Linear(n_features, hidden)
@@ -56,16 +60,24 @@ class EnergyNetwork(Network):
         self.concept_head = nn.Linear(hidden, 1)
         self.global_head = nn.Linear(hidden, 1)
 
+    def standardise(self, features: Tensor) -> None:
+        """Take mean and scale of features from those of training ``(n, C)``."""
+        scale, self.mean = torch.std_mean(features, 0, correction=0)
+        self.scale = torch.where(scale > 0, scale, 1)
+
+    def _standard(self, features: Tensor) -> Tensor:
+        return (features - self.mean) / self.scale
+
     # -- the three energies -------------------------------------------------------------------
 
     def class_energy(self, features: Tensor) -> Tensor:
         """E(x, y) of features ``(n, C)``: ``(n, n_classes)``."""
-        p = self.dropout(self.class_projection(features))
+        p = self.dropout(self.class_projection(self._standard(features)))
         return _meet(p, self.class_vectors, self.class_head)
 
     def concept_energy(self, features: Tensor) -> Tensor:
         """E(x, c_k) of features ``(n, C)``: ``(n, k, 2)``, absent and present."""
-        p = self.dropout(self.concept_projection(features))
+        p = self.dropout(self.concept_projection(self._standard(features)))
         energy = _meet(p, self.concept_vectors.flatten(0, 1), self.concept_head)
         return energy.unflatten(1, (-1, 2))
 

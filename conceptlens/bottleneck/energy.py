@@ -69,10 +69,10 @@ class EnergyCBM(Bottleneck):
         hidden: int = 64,
         dropout: float = 0.2,
         concept_weight: float = 1.0,
-        global_weight: float = 1.0,
+        global_weight: float = 0.5,
         concept_names: Sequence[str] | None = None,
         max_epochs: int = 200,
-        batch_size: int = 128,
+        batch_size: int = 64,
         lr: float = 2e-3,
         weight_decay: float = 1e-4,
         patience: int | None = 20,
@@ -163,6 +163,7 @@ class EnergyCBM(Bottleneck):
             raise ValueError(f"EnergyCBM takes concepts of 0 and 1, these have others: {wrong}")
         network = self._network(data.features.shape[1], labels.shape[1], data.n_classes)
         network.to(data.features)
+        network.standardise(data.features)
         generator = torch.Generator().manual_seed(self.random_state)
 
         def loss(batch: TrainingData) -> Tensor:
