@@ -1,10 +1,9 @@
-"""EnergyCBM on planted concepts: does one correction carry over to the others, and what is p(c | y)?
+"""EnergyCBM on planted concepts: do corrections carry over to other concepts; is p(c | y) right?
 
-Concepts come in two groups that correlate by 0.9, and the pictures that bottlenecks learn from are
-noisy, so that features leave concepts open. In each test picture concepts are corrected one by
-one in random order; "overall" is the share of pictures with all concepts right. The joint concept
-bottleneck sees the same features, labels, and corrections. Intervals are Student's, over seeds;
-differences are paired by seed.
+Concepts come in two groups that correlate by 0.9, and pictures are noisy, so that features leave
+concepts open. In each test picture concepts are corrected one by one in random order; "overall"
+is the share of pictures with all concepts right. The joint concept bottleneck sees the same
+features, labels and corrections. Intervals are Student's, over seeds; differences are paired.
 
 Run with ``python benchmarks/energy.py``.
 """

@@ -313,7 +313,7 @@ def planted():
 @pytest.fixture(scope="module")
 def cbm(planted):
     data, features = planted
-    return EnergyCBM(concept_names=data.concept_names, max_epochs=100).fit(
+    return EnergyCBM(concept_names=data.concept_names, max_epochs=60).fit(
         features[:1000], data.labels[:1000], concepts=data.concepts[:1000]
     )
 
@@ -348,7 +348,7 @@ def test_predictions(planted, cbm):
 
 
 def test_a_correction_moves_correlated_concepts_and_the_class(planted, cbm):
-    data, features = planted
+    _, features = planted
     # Of pictures that say nothing the correction says all: the group comes along, both ways.
     unsure = torch.full((1, 8), 0.5)
     mask = torch.arange(8)[None] == 0
