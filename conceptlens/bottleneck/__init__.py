@@ -6,10 +6,25 @@ from collections.abc import Callable
 
 from .base import Bottleneck
 from .concept_bottleneck import ConceptBottleneck
+from .discover import DiscoverThenNameCBM
+from .energy import EnergyCBM
 from .label_free import LabelFreeCBM
+from .matrix_search import concept_matrix_search, search_by_text
 from .posthoc import PosthocCBM
+from .sparse import SparseCBM
 
-__all__ = ["BOTTLENECKS", "Bottleneck", "ConceptBottleneck", "LabelFreeCBM", "PosthocCBM"]
+__all__ = [
+    "BOTTLENECKS",
+    "Bottleneck",
+    "ConceptBottleneck",
+    "DiscoverThenNameCBM",
+    "EnergyCBM",
+    "LabelFreeCBM",
+    "PosthocCBM",
+    "SparseCBM",
+    "concept_matrix_search",
+    "search_by_text",
+]
 
 # Recipes for some hundred rows of some dozen features.
 BOTTLENECKS: dict[str, Callable[[int], Bottleneck]] = {

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from ..backbone import Backbone
-from ..metrics.checks import check_binary, check_one_of, check_shape
+from ..metrics.checks import check_one_of, check_shape
 from .base import Bottleneck, Network
-from .data import TrainingData, features_of, is_pictures
+from .data import TrainingData
 from .lora import AdaptedBackbone, LowRankAdapters
 from .sparse_losses import contrastive_loss, gumbel_loss, l1_loss, similarity_loss
 from .training import train
@@ -67,10 +67,9 @@ class SparseCBM(Bottleneck):
     backbone : Backbone, optional
         Cut where it returns embeddings in the texts' space: the image tower of CLIP, such as
         ``layer="visual"``. Without one, x is embeddings.
-    concept_embeddings : Tensor or array, optional
-        ``(k, e)``: embeddings of the concepts' texts, of any length. `save` keeps them with the
-        weights alone. Default: for each binary concept of ``fit(..., concepts=)`` the mean
-        embedding of pictures with it minus that of those without.
+    concept_embeddings : Tensor or array
+        ``(k, e)``: embeddings of the concepts' texts, of any length. (The saved model has them in
+        its weights; to fit it again, give them again.)
     sparsity : {"gumbel", "l1", "contrastive"}
         The first layer's own loss: −log of Gumbel-softmax samples of its outputs, over concepts
         and over the batch; the magnitudes of its weights; or symmetric cross-entropy between
@@ -160,10 +159,10 @@ class SparseCBM(Bottleneck):
 
     def _fit(self, data: TrainingData) -> SparseNetwork:
         self._check()
-        texts = self._texts(data)
-        network = self._network(data.features.shape[1], len(texts), data.n_classes)
-        network.to(data.features)
-        network.texts.copy_(normalize(texts, dim=1))
+        e = data.features.shape[1]
+        texts = check_shape(self.concept_embeddings, "concept_embeddings", "k e", e=e)
+        network = self._network(e, len(texts), data.n_classes).to(data.features)
+        network.texts.copy_(normalize(texts.to(data.features), dim=1))
         weights = data.class_weights(self.class_weight)
         embeddings = self._embeddings(network)
         own_loss = self._own_loss(network, self.max_epochs * math.ceil(len(data) / self.batch_size))
@@ -186,27 +185,12 @@ class SparseCBM(Bottleneck):
         return network
 
     def _check(self) -> None:
+        if self.concept_embeddings is None:
+            raise ValueError("give concept_embeddings=, embeddings (k, e) of the concepts' texts")
         check_one_of(self.sparsity, "sparsity", tuple(SPARSITIES))
         for name in ("tau_start", "tau_end", "scale"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be a number above 0, got {getattr(self, name)!r}")
-
-    def _texts(self, data: TrainingData) -> Tensor:
-        """What stands for each concept in the space of embeddings: ``(k, e)``."""
-        if self.concept_embeddings is not None:
-            e = data.features.shape[1]
-            texts = check_shape(self.concept_embeddings, "concept_embeddings", "k e", e=e)
-            return texts.to(data.features)
-        if data.concepts is None:
-            raise ValueError(
-                "the concepts are unknown: give concept_embeddings=, the embeddings (k, e) of "
-                "their texts, or fit(..., concepts=)"
-            )
-        unit = normalize(data.features, dim=1)
-        present = check_binary(data.concepts.nan_to_num(0.0), "concepts", "n k").to(unit)
-        absent = (data.concepts == 0).to(unit)
-        means = (m.T @ unit / m.sum(0)[:, None] for m in (present, absent))
-        return next(means) - next(means)
 
     def _own_loss(self, network: SparseNetwork, n_steps: int) -> Callable[[Tensor, Tensor], Tensor]:
         """The first layer's loss, of its outputs and its inputs, called once a step."""
@@ -230,9 +214,9 @@ class SparseCBM(Bottleneck):
 
     def _embeddings(self, network: SparseNetwork) -> Callable[[TrainingData], Tensor]:
         """What gives a batch's embeddings; with adapters they change from step to step."""
-        adapted = self._adapted(network)
-        if adapted is None:
+        if network.adapters is None or self.backbone is None:
             return lambda batch: batch.features
+        adapted = AdaptedBackbone(self.backbone, network.adapters)
 
         def embeddings(batch: TrainingData) -> Tensor:
             if batch.pictures is None:
@@ -242,17 +226,10 @@ class SparseCBM(Bottleneck):
 
         return embeddings
 
-    def _adapted(self, network: SparseNetwork) -> AdaptedBackbone | None:
-        if network.adapters is None or self.backbone is None:
-            return None
-        return AdaptedBackbone(self.backbone, network.adapters)
-
-    def _features(self, x: Any) -> Tensor:
-        self._check_fitted()
-        adapted = self._adapted(self.network_)
-        if adapted is not None and is_pictures(x):
-            x = features_of(x, adapted)
-        return super()._features(x)
+    def _learn(self, network: Any, *learnt: Any) -> None:
+        super()._learn(network, *learnt)
+        if network.adapters is not None and self.backbone is not None:
+            self.backbone_ = AdaptedBackbone(self.backbone, network.adapters)
 
 
 def geometric(start: float, end: float, n: int) -> list[float]:
