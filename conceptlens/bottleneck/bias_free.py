@@ -12,8 +12,8 @@ from torch.nn.functional import one_hot
 
 from ..progress import bar
 
-# The weakest penalty of a path, as a share of the one that leaves no weight.
-LEAST = 1e-3
+# The weakest penalty of a path, as a share of the one that leaves no weight: a head is to be sparse.
+LEAST = 3e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +32,7 @@ class BiasFreeHead:
     lam: float
 
     def __call__(self, codes: Tensor) -> Tensor:
+        """The logits ``(n, n_classes)`` of codes ``(n, k)``."""
         return codes @ self.weight.T
 
     @property
@@ -43,7 +44,7 @@ class BiasFreeHead:
 def bias_free_path(
     codes: Tensor, y: Tensor, n_classes: int, n_lambdas: int, weights: Tensor | None = None
 ) -> list[BiasFreeHead]:
-    """Fit heads from the λ at which all weights become zero down to a thousandth of it.
+    """Fit heads from the λ at which all weights become zero down to 3 ‰ of it.
 
     Parameters
     ----------
@@ -83,8 +84,8 @@ def fit_bias_free(
     weights: Tensor | None = None,
     *,
     start: Tensor | None = None,
-    tol: float = 1e-3,
-    max_iter: int = 2000,
+    tol: float = 3e-3,
+    max_iter: int = 5000,
 ) -> BiasFreeHead:
     """Minimise the mean cross-entropy of ``codes @ W.T`` + lam ‖W‖₁.
 

@@ -1,4 +1,4 @@
-"""Figures of discovered concepts: are they the same thing in every task, and which go together?"""
+"""Figures of discovered concepts: the same thing in every task, and those that go together."""
 
 from __future__ import annotations
 

@@ -161,6 +161,7 @@ class SparseCBM(Bottleneck):
         self._check()
         e = data.features.shape[1]
         texts = check_shape(self.concept_embeddings, "concept_embeddings", "k e", e=e)
+        self.concept_names_ = self._names(len(texts))
         network = self._network(e, len(texts), data.n_classes).to(data.features)
         network.texts.copy_(normalize(texts.to(data.features), dim=1))
         weights = data.class_weights(self.class_weight)
