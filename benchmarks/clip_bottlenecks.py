@@ -7,7 +7,9 @@ rule counts, since the CLIP has never read the names of the classes.
 
 "Used" counts weights of the head above a hundredth of the largest, a class on average; "concepts a
 decision" how many contributions make up 90 % of the predicted class's logit, by magnitude. The
-linear probe has no concepts: its entries are dimensions of the embedding.
+linear probe has no concepts: its entries are dimensions of the embedding. "Concepts on" is a
+picture's own sparsity: activations whose softmax makes up 90 % for the sparse bottlenecks, and
+codes that are not zero for discovered concepts.
 
 Run with ``python benchmarks/clip_bottlenecks.py``.
 """
@@ -18,6 +20,7 @@ from itertools import product
 import torch
 from sklearn.linear_model import LogisticRegression
 from tables import over_seeds, show
+from torch import Tensor
 
 from conceptlens import SparseAutoencoder
 from conceptlens.bottleneck import DiscoverThenNameCBM, SparseCBM, concept_matrix_search
@@ -37,16 +40,30 @@ SPARSE = {
     "Sparse, contrastive": {"sparsity": "contrastive"},
     "Sparse, cross-entropy alone": {"sparsity": "gumbel", "strength": 0.0},
 }
-FIGURES = ("accuracy", "used a class", "concepts a decision")
+PAIRS = (
+    ("Sparse, Gumbel", "Sparse, contrastive"),
+    ("Sparse, Gumbel", "Sparse, cross-entropy alone"),
+    ("concept matrix search", "zero-shot"),
+    ("discover then name", "linear probe"),
+)
+FIGURES = ("accuracy %", "used a class", "concepts a decision", "concepts on")
 
 
-def figures(codes: torch.Tensor, weight: torch.Tensor, logits: torch.Tensor, y: torch.Tensor):
-    """Accuracy, weights used a class, and concepts that make up 90 % of a logit."""
+def figures(codes: Tensor, weight: Tensor, logits: Tensor, y: Tensor) -> tuple[float, ...]:
+    """Accuracy in per cent, weights used a class, and concepts that make up 90 % of a logit."""
     predicted = logits.argmax(1)
     parts = contributions(codes, weight, predicted)
     used = (weight.abs() > 0.01 * weight.abs().max()).sum(1).double().mean()
-    accuracy = float((predicted == y).double().mean())
-    return accuracy, float(used), float(coverage(parts, shares=[0.9]).concepts[0.9])
+    return accuracy(logits, y), float(used), most_of(parts)
+
+
+def accuracy(logits: Tensor, y: Tensor) -> float:
+    return 100 * float((logits.argmax(1) == y).double().mean())
+
+
+def most_of(parts: Tensor) -> float:
+    """How many entries of ``(n, k)`` make up 90 % of a row, on average."""
+    return float(coverage(parts, shares=[0.9]).concepts[0.9])
 
 
 def one_seed(seed: int, n: int) -> dict[str, tuple[float, ...]]:
@@ -63,7 +80,7 @@ def one_seed(seed: int, n: int) -> dict[str, tuple[float, ...]]:
     found: dict[str, tuple[float, ...]] = {}
 
     scores = cosines(test, texts)
-    found["zero-shot"] = (float((scores.argmax(1) == truth).double().mean()), 0.0, 0.0)
+    found["zero-shot"] = (accuracy(scores, truth),)
     v, t = cosines(test, concepts), cosines(texts, concepts)
     found["concept matrix search"] = figures(
         *(m - m.mean(1, keepdim=True) for m in (v, t)), concept_matrix_search(v, t), truth
@@ -79,8 +96,8 @@ def one_seed(seed: int, n: int) -> dict[str, tuple[float, ...]]:
             **options,
         ).fit(x, y)  # fmt: skip
         codes = model.encode(test)[:, 0]
-        weight = model.network_.head.weight
-        found[name] = figures(codes, weight, model.decision_function(test), truth)
+        own = figures(codes, model.network_.head.weight, model.decision_function(test), truth)
+        found[name] = (*own, most_of(codes.softmax(1)))
     sae = SparseAutoencoder(
         192, "batchtopk", sparsity=8, n_epochs=100, batch_size=256, random_state=seed
     ).fit(features_of(training.images, backbone))  # as many pictures, but no classes
@@ -88,9 +105,8 @@ def one_seed(seed: int, n: int) -> dict[str, tuple[float, ...]]:
         sae=sae, text_encoder=clip.encode_words, vocabulary=WORDS, random_state=seed
     ).fit(x, y)
     codes = model.encode(test)[:, 0]
-    found["discover then name"] = figures(
-        codes, model.network_.weight, model.decision_function(test), truth
-    )
+    own = figures(codes, model.network_.weight, model.decision_function(test), truth)
+    found["discover then name"] = (*own, float((codes > 0).sum(1).double().mean()))
     return found
 
 
@@ -101,29 +117,22 @@ def main() -> None:
     options = parser.parse_args()
     runs = [one_seed(seed, options.pictures) for seed in range(options.seeds)]
 
-    def cell(name: str, i: int, other: str | None = None) -> object:
-        less = [0.0 if other is None else run[other][i] for run in runs]
-        values = [run[name][i] - z for run, z in zip(runs, less, strict=True)]
-        return over_seeds(values) if other or any(values) else "—"
+    def cells(name: str, other: str | None = None) -> list[object]:
+        pairs = [(run[name], run[other] if other else (0.0,) * len(FIGURES)) for run in runs]
+        n = min(len(figure) for figure in pairs[0])
+        found = [over_seeds(a[i] - b[i] for a, b in pairs) for i in range(n)]
+        return [*found, *["—"] * (len(FIGURES) - n)]
 
     show(
         f"{len(WORDS)} concept texts, {options.pictures} test pictures: mean and 95 % interval "
         f"over {options.seeds} seeds",
         ("model", *FIGURES),
-        ([name, *(cell(name, i) for i in range(3))] for name in runs[0]),
+        ([name, *cells(name)] for name in runs[0]),
     )
     show(
         "Differences, paired by seed",
         ("model", *FIGURES),
-        (
-            [f"{a} − {b}", *(cell(a, i, b) for i in range(3))]
-            for a, b in (
-                ("Sparse, Gumbel", "Sparse, contrastive"),
-                ("Sparse, Gumbel", "Sparse, cross-entropy alone"),
-                ("concept matrix search", "zero-shot"),
-                ("discover then name", "linear probe"),
-            )
-        ),
+        ([f"{a} − {b}", *cells(a, b)] for a, b in PAIRS),
     )
 
 

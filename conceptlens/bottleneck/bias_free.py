@@ -12,7 +12,7 @@ from torch.nn.functional import one_hot
 
 from ..progress import bar
 
-# The weakest penalty of a path, as a share of the one that leaves no weight: a head is to be sparse.
+# The weakest penalty of a path, as a share of the one that leaves no weight.
 LEAST = 3e-3
 
 
