@@ -57,6 +57,13 @@ def test_optimality_conditions_hold(rows, device):
     torch.testing.assert_close(head(codes), codes @ head.weight.T)
 
 
+def test_path_ends_where_the_classes_are_told_without_error(rows):
+    codes = torch.eye(3).repeat(20, 1)
+    path = bias_free_path(codes, torch.arange(3).repeat(20), 3, 40)
+    assert 5 < len(path) < 40
+    assert (path[-1](codes).argmax(1) == torch.arange(3).repeat(20)).all()
+
+
 def test_refusals(rows):
     with pytest.raises(ValueError, match="n_lambdas ≥ 2, got 1"):
         bias_free_path(*rows, 3, 1)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
-from torch.nn.functional import one_hot
+from torch.nn.functional import cross_entropy, one_hot
 
 from ..progress import bar
 
 # The weakest penalty of a path, as a share of the one that leaves no weight.
 LEAST = 3e-3
+# A path ends where so small a share of the loss without weights is left: below it heads overfit.
+EXPLAINED = 0.02
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +47,7 @@ class BiasFreeHead:
 def bias_free_path(
     codes: Tensor, y: Tensor, n_classes: int, n_lambdas: int, weights: Tensor | None = None
 ) -> list[BiasFreeHead]:
-    """Fit heads from the λ at which all weights become zero down to 3 ‰ of it.
+    """Fit heads from the λ at which all weights become zero down to 3 ‰ of it, or to no loss.
 
     Parameters
     ----------
@@ -55,12 +58,13 @@ def bias_free_path(
     n_classes : int
         Number of classes.
     n_lambdas : int
-        At least two.
+        At least two; fewer heads come back where the classes can be told without error.
     weights : Tensor, optional
         ``(n_classes,)``: of the classes in the loss.
     """
     if n_lambdas < 2:
         raise ValueError(f"a path needs n_lambdas ≥ 2, got {n_lambdas}")
+    weights = None if weights is None else weights.to(codes)
     weight, rows = codes.new_zeros(n_classes, codes.shape[1]).double(), codes.double()
     largest = float(_gradient(weight, rows, *_truth(rows, y, n_classes, weights)).abs().max())
     if largest == 0:
@@ -73,6 +77,8 @@ def bias_free_path(
             weight = head.weight
             path.append(head)
             progress.update()
+            if cross_entropy(head(codes), y, weights) < EXPLAINED * math.log(n_classes):
+                break
     return path
 
 
