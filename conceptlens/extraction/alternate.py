@@ -18,7 +18,8 @@ from .sae.checkpoint import check_tensors, pack, unpack
 
 Update = Callable[..., None]
 # How the extrapolation's length reacts: it grows slowly and falls at once (Ang & Gillis 2019).
-# Theirs grow slower and never pass 1: they took up to a third more iterations (measured).
+# Chosen with the third sweep over V: together 7 % fewer iterations than theirs over 15 fits, and
+# optima that were 0.03 % worse on average (0.4 % either way for one fit).
 FIRST, GROWTH, CEILING_GROWTH, FALL, MOST = 0.5, 1.1, 1.02, 1.5, 1.5
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 # Over U; one sweep, or four, ended in worse optima on real activations, or took longer (measured).
 SWEEPS = 2
-# Over V, which is small: a third sweep there saves iterations.
+# Over V, which is small; see how the extrapolation was chosen in `alternate`.
 SWEEPS_OF_V = 3
 # Columns swept at once, so that a block of X stays in the cache.
 CACHED = 2**18
