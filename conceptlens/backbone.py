@@ -131,7 +131,32 @@ class Backbone:
         """Cut the image tower of open_clip's model `name`, as a zero-shot classifier.
 
         The logits are the scaled cosines between the picture and the mean embedding of each
-        class name put into the `templates`.
+        class name put into the `templates`. Embeddings of texts are kept on disk.
+
+        Parameters
+        ----------
+        name : str
+            One of ``open_clip.list_models()``, or "local-dir:FOLDER" with the folder's
+            ``open_clip_config.json`` and weights, or "hf-hub:OWNER/MODEL".
+        pretrained : str or None
+            Weights that open_clip knows for `name`, or the path of a checkpoint. None leaves the
+            model untrained (for the last two forms of `name`: takes theirs).
+        layer : str, optional
+            As of `Backbone`; "visual" is the whole image tower.
+        classes, templates : sequence of str
+            Names, and sentences with {} where the name goes.
+
+        Raises
+        ------
+        ValueError
+            If there is no such model, checkpoint or folder, or the weights do not fit.
+        ConnectionError
+            If the weights cannot be fetched.
+
+        References
+        ----------
+        Radford et al., "Learning transferable visual models from natural language supervision",
+        ICML 2021.
         """
         from .classifiers import open_clip_classifier
 

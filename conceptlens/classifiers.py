@@ -6,10 +6,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
+from pathlib import Path
+from pickle import UnpicklingError  # noqa: S403 - the error of a file that is no checkpoint
 from typing import Any
 
-import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
+
+from .text import TextEncoder
+
+FROM_FILE = "load the model yourself from a local file and give it to Backbone(model, ...)"
+OPEN_CLIP_HELP = (
+    "download the checkpoint where there is one and give its path as pretrained= (or, for a "
+    "folder with open_clip_config.json and weights, 'local-dir:FOLDER' as the name)"
+)
 
 
 @dataclass(frozen=True)
@@ -57,20 +67,60 @@ def open_clip_classifier(
     name: str, pretrained: str | None, classes: Sequence[str], templates: Sequence[str]
 ) -> Classifier:
     """Make a zero-shot classifier of open_clip's model `name` and its weights `pretrained`."""
+    clip, transform, tokenizer = load_open_clip(name, pretrained)
+    return zero_shot(clip, transform, TextEncoder.of_clip(clip, tokenizer), classes, templates)
+
+
+def load_open_clip(name: str, pretrained: str | None) -> tuple[nn.Module, Any, Any]:
+    """Load an open_clip model, in eval mode, with its transform and its tokenizer."""
     open_clip = _import("open_clip", "open_clip_torch")
-    _check_name(name, open_clip.list_models(), "open_clip")
-    clip, _, transform = _reachable(
-        lambda: open_clip.create_model_and_transforms(name, pretrained=pretrained), name
-    )
-    clip.eval()
-    tokenizer = open_clip.get_tokenizer(name)
-    with torch.no_grad():
-        rows = []
-        for label in classes:
-            texts = tokenizer([template.format(label) for template in templates])
-            rows.append(clip.encode_text(texts, normalize=True).mean(0))
-        weights = nn.functional.normalize(torch.stack(rows), dim=1)
-        model = ZeroShotClassifier(clip.visual, weights, float(clip.logit_scale.exp()))
+    remote = name.startswith("hf-hub:")
+    if name.startswith("local-dir:"):
+        _check_folder(Path(name.removeprefix("local-dir:")))
+    elif not remote:
+        _check_name(name, open_clip.list_models(), "open_clip")
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        remote = pretrained in tags
+        if pretrained is not None and not remote and not Path(pretrained).is_file():
+            raise ValueError(
+                f"pretrained={pretrained!r} is neither a file nor weights that open_clip knows for "
+                f"{name}: give the path of a checkpoint, or one of {tags}"
+            )
+
+    def load() -> tuple[nn.Module, Any, Any]:
+        clip, _, transform = open_clip.create_model_and_transforms(name, pretrained=pretrained)
+        return clip.eval(), transform, open_clip.get_tokenizer(name)
+
+    if remote:
+        return _reachable(load, f"{name}, {pretrained}" if pretrained else name, OPEN_CLIP_HELP)
+    try:
+        return load()
+    except (OSError, RuntimeError, KeyError, UnpicklingError, SafetensorError) as error:
+        where = name if pretrained is None else pretrained
+        raise ValueError(f"{where!r} holds no weights that fit {name!r}: {error}") from error
+
+
+def zero_shot(
+    clip: nn.Module,
+    transform: Any,
+    encode_text: TextEncoder,
+    classes: Sequence[str],
+    templates: Sequence[str],
+) -> Classifier:
+    """Make a classifier of a CLIP's image tower and of what its text tower makes of the classes.
+
+    A class is the mean of its prompts' embeddings, made unit length.
+    """
+    if isinstance(classes, str) or not classes or len({*classes}) < len(classes):
+        raise ValueError(f"classes must be a list of different names, got {classes!r}")
+    if isinstance(templates, str) or not templates or any("{}" not in t for t in templates):
+        raise ValueError(
+            f"templates must be a list of texts with {{}} where the class goes, got {templates!r}"
+        )
+    prompts = [template.format(label) for label in classes for template in templates]
+    rows = encode_text(prompts).unflatten(0, (len(classes), len(templates))).mean(1)
+    weights = nn.functional.normalize(rows, dim=1).to(clip.logit_scale.device)
+    model = ZeroShotClassifier(clip.visual, weights, float(clip.logit_scale.exp()))
     return Classifier(model.eval(), transform, list(classes))
 
 
@@ -114,12 +164,20 @@ def _import(module: str, package: str) -> Any:
         raise ImportError(f"{module} is not installed: pip install {package}") from error
 
 
-def _reachable(make: Callable[[], Any], name: str) -> Any:
+def _reachable(make: Callable[[], Any], name: str, instead: str = FROM_FILE) -> Any:
     """Call `make`, turning every kind of failed download into one clear error."""
     try:
         return make()
     except (OSError, RuntimeError) as error:
         raise ConnectionError(
-            f"the weights of {name!r} could not be fetched ({error}): check the network, or load "
-            "the model yourself from a local file and give it to Backbone(model, ...)"
+            f"the weights of {name!r} could not be fetched ({error}): check the network, or "
+            f"{instead}"
         ) from error
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise unless `folder` is what open_clip's "local-dir:" names stand for."""
+    if not (folder / "open_clip_config.json").is_file():
+        raise ValueError(f"{str(folder)!r} holds no open_clip model: no open_clip_config.json")
+    if not any(file.suffix in (".safetensors", ".bin", ".pt", ".pth") for file in folder.iterdir()):
+        raise ValueError(f"{str(folder)!r} holds no weights: a .safetensors, .bin or .pt file")

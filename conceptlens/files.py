@@ -1,4 +1,4 @@
-"""Writing files so that they are whole or absent."""
+"""Writing files so that they are whole or absent, and where computed ones are kept."""
 
 from __future__ import annotations
 
@@ -28,3 +28,9 @@ def sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def cache_folder() -> Path:
+    """``conceptlens`` below ``$XDG_CACHE_HOME`` or ``~/.cache``; it may not exist yet."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "conceptlens"

@@ -51,7 +51,7 @@ def test_same_seed_same_network_other_seed_or_data_another(cache):
 def test_the_rule_is_part_of_the_key():
     concepts = ["red disc", "blue square"]
     keys = {
-        zoo._key(PlantedConcepts(9, 32, concepts, Formula({"yes": formula}, otherwise)), 0)
+        zoo.data_key(PlantedConcepts(9, 32, concepts, Formula({"yes": formula}, otherwise)), 0)
         for formula in concepts
         for otherwise in ("no", "other")
     }

@@ -10,6 +10,7 @@ from .planted import Planted, PlantedConcepts
 from .rules import Formula, Rule, Votes
 from .tables import DatasetError
 from .textile import Textile
+from .tiny_clip import TinyCLIP, tiny_clip
 from .zoo import small_cnn, small_vit
 
 __all__ = [
@@ -26,7 +27,9 @@ __all__ = [
     "PlantedConcepts",
     "Rule",
     "Textile",
+    "TinyCLIP",
     "Votes",
     "small_cnn",
     "small_vit",
+    "tiny_clip",
 ]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,7 +14,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from ..files import write_atomically
+from ..files import cache_folder, write_atomically
 from ..progress import bar
 from .planted import PlantedConcepts
 
@@ -113,7 +112,12 @@ def small_cnn(data: PlantedConcepts, *, seed: int = 0) -> SmallCNN:
     SmallCNN
         In eval mode. Cut it at ``"features"``, whose values are not negative.
     """
-    return _trained(lambda: SmallCNN(len(data.class_names)), data, seed, epochs=16, lr=1e-2)
+    return trained(
+        lambda: SmallCNN(len(data.class_names)),
+        lambda model: _train(model, data, seed, epochs=16, lr=1e-2),
+        data_key(data, seed),
+        seed,
+    )
 
 
 def small_vit(data: PlantedConcepts, *, seed: int = 0) -> SmallViT:
@@ -121,8 +125,11 @@ def small_vit(data: PlantedConcepts, *, seed: int = 0) -> SmallViT:
 
     Cut it at ``"blocks.1"`` or the like, whose first token has no place in the picture.
     """
-    return _trained(
-        lambda: SmallViT(len(data.class_names), data.size), data, seed, epochs=12, lr=2e-3
+    return trained(
+        lambda: SmallViT(len(data.class_names), data.size),
+        lambda model: _train(model, data, seed, epochs=12, lr=2e-3),
+        data_key(data, seed),
+        seed,
     )
 
 
@@ -133,27 +140,33 @@ def accuracy(model: nn.Module, data: PlantedConcepts) -> float:
     return float((predicted == data.labels).double().mean())
 
 
-def cache_folder() -> Path:
-    """Where trained networks are kept."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "conceptlens" / "zoo"
-
-
-def _trained(
-    build: Callable[[], Network], data: PlantedConcepts, seed: int, *, epochs: int, lr: float
+def trained(
+    build: Callable[[], Network], train: Callable[[Network], None], key: str, seed: int
 ) -> Network:
-    """The network from the cache, else trained and put there; one process does it at a time."""
+    """The network from the cache, else trained and put there; one process does it at a time.
+
+    Parameters
+    ----------
+    build : callable
+        Makes the untrained network, under the random state that `seed` gives.
+    train : callable
+        Trains it in place.
+    key : str
+        Of all that the trained network depends on.
+    seed : int
+        Fixes the weights at the start.
+    """
     from filelock import FileLock
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = build()
-    folder = cache_folder()
+    folder = cache_folder() / "zoo"
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{type(model).__name__}-{_key(data, seed)}.safetensors"
+    path = folder / f"{type(model).__name__}-{key}.safetensors"
     with FileLock(path.with_suffix(".lock")):
         if not _read(model, path):
-            _train(model, data, seed, epochs, lr)
+            train(model)
             write_atomically(path, save_tensors(model.state_dict()))
     return model.eval()
 
@@ -167,11 +180,12 @@ def _read(model: nn.Module, path: Path) -> bool:
     return True
 
 
-def _key(data: PlantedConcepts, seed: int) -> str:
+def data_key(data: PlantedConcepts, seed: int, sources: Sequence[str] = SOURCES) -> str:
+    """A digest of the data's settings, the seed and the source files of this folder."""
     settings = {name: value for name, value in data.settings.items() if name != "rule"}
     classes = (data.class_names, data.truth_table().tolist())
     digest = hashlib.sha256(repr((settings, classes, seed)).encode())
-    for name in SOURCES:
+    for name in sources:
         digest.update((Path(__file__).parent / name).read_bytes())
     return digest.hexdigest()[:32]
 
