@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
-from pickle import UnpicklingError  # noqa: S403 - the error of a file that is no checkpoint
+from pickle import UnpicklingError
 from typing import Any
 
 from safetensors import SafetensorError
@@ -120,7 +120,7 @@ def zero_shot(
     prompts = [template.format(label) for label in classes for template in templates]
     rows = encode_text(prompts).unflatten(0, (len(classes), len(templates))).mean(1)
     weights = nn.functional.normalize(rows, dim=1).to(clip.logit_scale.device)
-    model = ZeroShotClassifier(clip.visual, weights, float(clip.logit_scale.exp()))
+    model = ZeroShotClassifier(clip.visual, weights, clip.logit_scale.exp().item())
     return Classifier(model.eval(), transform, list(classes))
 
 

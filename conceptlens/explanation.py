@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import asdict, dataclass, field
+from copy import copy
+from dataclasses import asdict, dataclass, field, replace
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from .local import Waterfall
+    from .naming.names import Names
 
 FORMAT = 1
 TENSORS = ("concept_maps", "components", "scores")
@@ -62,6 +64,10 @@ class Concept:
         How much it matters for the class, and the standard error of that.
     crops : list of Crop
         Where it is strongest, best first.
+    candidates : list of (str, float)
+        The words it may be called by, with their scores, best first; see `Explanation.named`.
+    confidence : float or None
+        How far its name may be trusted.
     """
 
     index: int
@@ -69,6 +75,8 @@ class Concept:
     importance: float
     stderr: float
     crops: list[Crop]
+    candidates: list[tuple[str, float]] = field(default_factory=list)
+    confidence: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,6 +152,41 @@ class Explanation:
     logit_parts: Tensor | None = None
     model: ConceptModel | None = None
     crop_set: CropSet | None = None
+
+    def named(self, names: Names) -> Explanation:
+        """Return the same explanation with its concepts called by `names`.
+
+        Plots, report, waterfalls and saved files then show the names, the report also their
+        confidence and runners-up. Concepts that share a name are told apart by their numbers.
+
+        Parameters
+        ----------
+        names : Names
+            One a row of `components`, as the functions of `conceptlens.naming` give.
+        """
+        k = len(self.importance.concept_names)
+        if len(names) != k:
+            raise ValueError(f"{len(names)} names for {k} concepts")
+        labels = names.labels
+        concepts = [
+            replace(
+                c,
+                name=labels[c.index],
+                candidates=names.candidates[c.index],
+                confidence=float(names.confidence[c.index]),
+            )
+            for c in self.concepts
+        ]
+        model = copy(self.model)
+        if model is not None:
+            model.concept_names = labels
+        return replace(
+            self,
+            concepts=concepts,
+            importance=replace(self.importance, concept_names=labels),
+            provenance=self.provenance | {"names": names.method},
+            model=model,
+        )
 
     def maps(self, x: Tensor, method: str = "interpolate") -> Tensor:
         """Map the concepts over other pictures: ``(B, 3, H, W)`` → ``(B, k, H, W)``.
@@ -324,7 +367,10 @@ def _concept(record: dict[str, Any]) -> Concept:
         for c in record["crops"]
     ]
     value, stderr = float(record["importance"]), float(record["stderr"])
-    return Concept(int(record["index"]), str(record["name"]), value, stderr, crops)
+    words = [(str(word), float(score)) for word, score in record.get("candidates", [])]
+    sure = record.get("confidence")
+    sure = None if sure is None else float(sure)
+    return Concept(int(record["index"]), str(record["name"]), value, stderr, crops, words, sure)
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

@@ -3,11 +3,14 @@
 import json
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
+from matplotlib.text import Text
 
 from conceptlens import Concept, Crop, Explanation, Importance
+from conceptlens.naming import Names
 from conceptlens.plots import concept_gallery, importance_bars, overlay, overlays
 
 HOSTILE = "<script>alert('x')</script>"
@@ -149,3 +152,25 @@ def test_report_shows_the_cluster_graph_where_pictures_are_enough(explanation, t
     assert 'id="ways"' in text
     assert re.findall("<script[^>]*>", text) == OUR_SCRIPTS
     assert text.count("8 pictures</li>") == 2
+
+
+def test_names_flow_into_plots_report_and_files(explanation, tmp_path):
+    explanation = replace(explanation, model=SimpleNamespace(concept_names=["a", "b", "c"]))
+    words = ["whisker", "eye", "whisker"]
+    candidates = [[(w, 0.5), (HOSTILE, 0.25)] for w in words]
+    names = Names(words, torch.tensor([0.5, 0.25, 0.125]), candidates, "hand")
+    named = explanation.named(names)
+    assert named.importance.concept_names == named.model.concept_names == names.labels
+    assert explanation.model.concept_names == ["a", "b", "c"]
+    assert [c.name for c in named.concepts] == ["eye", "whisker (2)", "whisker (0)"]
+    assert [c.confidence for c in named.concepts] == [0.25, 0.125, 0.5]
+    loaded = Explanation.load(named.save(tmp_path / "out"))
+    assert loaded.concepts == named.concepts
+    assert loaded.provenance["names"] == "hand"
+    page = loaded.to_html(tmp_path / "report.html").read_text()
+    assert "whisker (2)" in page
+    assert "confidence 0.50; it might also be &lt;script&gt;" in page
+    assert HOSTILE not in page
+    assert "whisker (2)" in str([t.get_text() for t in named.plot().findobj(Text)])
+    with pytest.raises(ValueError, match="2 names for 3 concepts"):
+        explanation.named(Names(["a", "b"], torch.rand(2), [[], []], "hand"))

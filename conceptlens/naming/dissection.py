@@ -93,7 +93,7 @@ def by_dissection(
 
 
 def log_likelihood(given: Tensor, sets: Tensor) -> Tensor:
-    """log p(word | set of pictures) ``(k, m)``: Σ_i log(1 + s_i (p(word | picture i) - 1)).
+    """Log p(word | set of pictures) ``(k, m)``: Σ_i log(1 + s_i (p(word | picture i) - 1)).
 
     Parameters
     ----------

@@ -59,9 +59,7 @@ def by_labels(
     return best(torch.tensor(scores), words, f"{name} with labels", top=top)
 
 
-def by_places(
-    maps: Tensor, masks: Tensor, label_names: Sequence[str], *, top: int = TOP
-) -> Names:
+def by_places(maps: Tensor, masks: Tensor, label_names: Sequence[str], *, top: int = TOP) -> Names:
     """Name each concept by the label whose place its map covers best.
 
     Parameters
@@ -91,7 +89,5 @@ def by_places(
     masks = check_binary(masks, "masks", "n m H W", n=n, m=len(words), H=height, W=width)
     if empty := [w for w, mask in zip(words, masks.movedim(1, 0), strict=True) if not mask.any()]:
         raise ValueError(f"these labels have no place in any picture: {empty}")
-    scores = [
-        [iou(one, mask).value for mask in masks.movedim(1, 0)] for one in maps.movedim(1, 0)
-    ]
+    scores = [[float(iou(one, mask)) for mask in masks.movedim(1, 0)] for one in maps.movedim(1, 0)]
     return best(torch.tensor(scores), words, "IoU with labelled places", top=top)

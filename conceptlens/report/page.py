@@ -109,6 +109,8 @@ def _concepts(explanation: Explanation, within: str = "") -> list[dict[str, Any]
             "name": concept.name,
             "id": f"{within}concept-{concept.index}",
             "colour": colour(rank),
+            "confidence": concept.confidence,
+            "others": concept.candidates[1:],
             "importance": concept.importance,
             "stderr": concept.stderr,
             "bar": max(0.0, concept.importance) * unit,
