@@ -2,8 +2,8 @@
 
 1. A tiny CLIP on planted pictures: a sparse autoencoder's units, named by text and by dissection,
    beside the planted concept that each fires on; random directions are named too.
-2. EfficientNet-Lite0: the map from its head's weights to a sentence model's space, and what it calls
-   the concepts of the demo's photographs.
+2. EfficientNet-Lite0: the map from its head's weights to a sentence model's space, and what it
+   calls the concepts of the demo's photographs.
 """
 
 import argparse
@@ -20,7 +20,7 @@ MATCHED = 0.9  # the area under the ROC curve from which a unit fires on a plant
 
 
 def planted(seed, n_units=32, size=64, **settings):
-    """The figures of one seed: for each way and vocabulary top-1, units, and right against random."""
+    """One seed: for each way and vocabulary top-1, units, and right names against random ones."""
     data = PlantedConcepts(3000, size, seed=seed, **settings)
     probe = data.like(1000, seed=seed + 100)
     start = time.perf_counter()

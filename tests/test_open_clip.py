@@ -68,10 +68,8 @@ def test_towers_cut_at_any_layer(vision):
     assert {"visual", *wanted} <= {*names}
     for layer in ["visual", *wanted]:
         torch.testing.assert_close(clip.backbone(CLASSES, layer)(x), expected)
-    assert clip.backbone(CLASSES, "visual").activations(x).shape[::2] == (
-        2,
-        whole.model.text.shape[1],
-    )
+    embeddings = clip.backbone(CLASSES, "visual").activations(x)
+    assert embeddings.shape == (2, 1, whole.model.text.shape[1])
 
 
 def test_local_checkpoint_files_are_read(tiny, tmp_path, monkeypatch):

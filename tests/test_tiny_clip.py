@@ -14,7 +14,7 @@ CONCEPTS = ["red disc", "blue square", "yellow star", "green triangle"]
 
 @pytest.fixture(scope="module")
 def data():
-    return PlantedConcepts(1500, 32, CONCEPTS, Formula({"yes": "red disc"}))
+    return PlantedConcepts(1500, 40, CONCEPTS, Formula({"yes": "red disc"}))
 
 
 @pytest.fixture(scope="module")
