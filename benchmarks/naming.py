@@ -104,9 +104,8 @@ def main():
         for seed in range(arguments.seeds):
             rows, seconds, _ = planted(seed)
             for (way, label), (top1, n, alive, found, told) in rows.items():
-                print(
-                    f"{seed:4} {way:10} {label:17} {top1:5.2f} {n:7} {alive:5} {found:8} {told:9.3f}"
-                )
+                figures = f"{top1:5.2f} {n:7} {alive:5} {found:8} {told:9.3f}"
+                print(f"{seed:4} {way:10} {label:17} {figures}")
             print(f"     (the CLIP in {seconds:.0f} s; from the cache where that is 0)", flush=True)
     if arguments.only != "planted":
         print("\nEfficientNet-Lite0 with all-MiniLM-L6-v2, 100 of 1000 classes held out")
