@@ -112,10 +112,10 @@ def one_seed(seed: int, n: int) -> dict[str, tuple[float, ...]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
     parser.add_argument("--pictures", type=int, default=1500, help="to learn from, and to test on")
     options = parser.parse_args()
-    runs = [one_seed(seed, options.pictures) for seed in range(options.seeds)]
+    runs = [one_seed(seed, options.pictures) for seed in options.seeds]
 
     def cells(name: str, other: str | None = None) -> list[object]:
         pairs = [(run[name], run[other] if other else (0.0,) * len(FIGURES)) for run in runs]
@@ -125,7 +125,7 @@ def main() -> None:
 
     show(
         f"{len(WORDS)} concept texts, {options.pictures} test pictures: mean and 95 % interval "
-        f"over {options.seeds} seeds",
+        f"over {len(options.seeds)} seeds",
         ("model", *FIGURES),
         ([name, *cells(name)] for name in runs[0]),
     )
