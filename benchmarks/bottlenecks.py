@@ -29,9 +29,14 @@ from tables import over_seeds, show
 from torch import Tensor
 
 from conceptlens import ActivationStore, Backbone, demo
-from conceptlens.bottleneck import Bottleneck, ConceptBottleneck, LabelFreeCBM, PosthocCBM
+from conceptlens.bottleneck import (
+    Bottleneck,
+    ConceptBottleneck,
+    EnergyCBM,
+    LabelFreeCBM,
+    PosthocCBM,
+)
 from conceptlens.bottleneck.data import features_of
-from conceptlens.bottleneck.energy import EnergyCBM
 from conceptlens.datasets import PlantedConcepts, Textile
 from conceptlens.datasets.zoo import small_cnn
 
