@@ -101,7 +101,7 @@ def infer(energies: Energies, fixed: Tensor | None = None) -> tuple[Tensor, Tens
         change = flipped(batch, state)[torch.arange(len(y)), :, y] - energy[:, None]
         present = torch.where(state > 0.5, change, -change).sigmoid()
         concepts = torch.where(fixed[rows].isnan(), present, fixed[rows])
-        parts.append((concepts, -batch(state[:, None])[:, 0]))
+        parts.append((concepts, -batch.of_class - batch.of_both(state)))
     concepts, logits = map(torch.cat, zip(*parts, strict=True))
     return concepts, logits
 
