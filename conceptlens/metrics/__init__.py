@@ -1,5 +1,14 @@
-"""Metrics of extractions, importances, maps and whole explanations, as plain functions."""
+"""Metrics of extractions, importances, maps, explanations and bottleneck models."""
 
+from .bottleneck import (
+    calibration_error,
+    class_accuracy,
+    completeness,
+    concept_accuracy,
+    effective_concepts,
+    leakage,
+    overall_concept_accuracy,
+)
 from .concept_based import GlobalAgreement, cem, cgim, clm
 from .depth import Emergence, concept_depth, concept_dynamics, emergence
 from .extraction import (
@@ -53,13 +62,18 @@ __all__ = [
     "c_deletion",
     "c_insertion",
     "c_mu_fidelity",
+    "calibration_error",
     "cem",
     "cgim",
+    "class_accuracy",
     "clm",
     "coherence",
+    "completeness",
     "complexity",
+    "concept_accuracy",
     "concept_depth",
     "concept_dynamics",
+    "effective_concepts",
     "emergence",
     "frechet_distance",
     "gini",
@@ -68,12 +82,14 @@ __all__ = [
     "importance_recovery",
     "iou",
     "l0",
+    "leakage",
     "learnability",
     "map_recovery",
     "match",
     "match_dictionaries",
     "normalised_ap",
     "ood_score",
+    "overall_concept_accuracy",
     "pointing_game",
     "probe_sensitivity",
     "r2",
