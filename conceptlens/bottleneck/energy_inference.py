@@ -185,15 +185,17 @@ def descended(energies: Energies, fixed: Tensor) -> Tensor:
 def polished(energies: Energies, state: Tensor, fixed: Tensor) -> Tensor:
     """Flip the concept that lowers the energy most, the class following, until none does."""
     state = torch.where(fixed.isnan(), state, fixed)
-    while True:
+    # Rounding could let two equal states take turns for ever.
+    for _ in range(10 * state.shape[1]):
         now = energies(state[:, None]).amin((1, 2))
         after = flipped(energies, state).amin(2).masked_fill(~fixed.isnan(), torch.inf)
         lowest, concept = after.min(1)
         better = lowest < now
         if not better.any():
-            return state
+            break
         turned = one_hot(concept, state.shape[1]) * better[:, None]
         state = (state - turned).abs()
+    return state
 
 
 def flipped(energies: Energies, state: Tensor) -> Tensor:
