@@ -312,9 +312,9 @@ def test_other_layouts():
 def test_bad_places():
     with pytest.raises(ValueError, match="no layer 'feature'"):
         attach(network("cnn"), "feature", edit())
-    with pytest.raises(TypeError, match="edit must be an nn.Module"):
+    with pytest.raises(TypeError, match=r"edit must be an nn.Module"):
         attach(network("cnn"), "features", lambda a: a)
-    with pytest.raises(TypeError, match="model must be an nn.Module"):
+    with pytest.raises(TypeError, match=r"model must be an nn.Module"):
         attach(print, "features", edit())
     listed = nn.Module()
     listed.parts = nn.ModuleList([nn.Linear(2, 2)])

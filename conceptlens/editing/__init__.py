@@ -4,8 +4,9 @@ from .attach import attach, detach
 from .codes import Effect, ablate, scale, set  # noqa: A004, RUF100 - the field's verb
 from .counterfactual import Counterfactual, counterfactual
 from .debug import Shortcuts, shortcuts, suppress
-from .erasure import LowRank, Moments, erase, project_out
+from .erasure import Moments, erase, project_out
 from .erasure_report import ErasureReport, erasure_report
+from .low_rank import LowRank
 
 __all__ = [
     "Counterfactual",

@@ -1,7 +1,5 @@
 """Putting an edit into a network, and taking it out again."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any, Tuple  # noqa: UP035 - TorchScript reads hooks with Tuple only
 

@@ -163,7 +163,7 @@ def _nearest(
         logits = score.cm.classify(codes)
     before = logits.argmax(1)
     if target is None:
-        order = logits.argsort(1, descending=True, stable=True)[:, 1 : CANDIDATES + 1]
+        order = logits.argsort(dim=1, descending=True, stable=True)[:, 1 : CANDIDATES + 1]
     else:
         order = torch.full((len(codes), 1), target, device=codes.device)
     best, shortest = codes.clone(), torch.full((len(codes),), math.inf).to(codes)

@@ -16,7 +16,8 @@ from ..metrics.checks import check_shape
 from ..model import DictionaryModel
 from .attach import attach
 from .codes import Concepts, concept_indices
-from .erasure import LowRank, Moments
+from .erasure import Moments
+from .low_rank import LowRank
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
