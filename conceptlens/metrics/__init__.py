@@ -46,6 +46,7 @@ from .recovery import (
 from .result import Estimate
 from .stability import Stability, match_dictionaries, stability
 from .surrogate import surrogate_faithfulness
+from .unlearning import UnlearningScores, unlearning_scores
 
 __all__ = [
     "HUMAN_LIMIT",
@@ -58,6 +59,7 @@ __all__ = [
     "ProbeSensitivity",
     "Recovery",
     "Stability",
+    "UnlearningScores",
     "aucs",
     "c_deletion",
     "c_insertion",
@@ -99,5 +101,6 @@ __all__ = [
     "simplicity_curve",
     "stability",
     "surrogate_faithfulness",
+    "unlearning_scores",
     "wasserstein",
 ]
