@@ -1,4 +1,4 @@
-from . import datasets, distributed, metrics
+from . import bottleneck, datasets, distributed, editing, metrics, naming
 from ._version import __version__
 from .backbone import Backbone, NotCuttableError
 from .clusters import ClusterGraph, cluster_graph
@@ -45,6 +45,7 @@ __all__ = [
     "Waterfall",
     "__version__",
     "attribute",
+    "bottleneck",
     "cluster_graph",
     "coam",
     "compare",
@@ -53,9 +54,11 @@ __all__ = [
     "datasets",
     "decompose",
     "distributed",
+    "editing",
     "fit_cavs",
     "loss_recovered",
     "metrics",
+    "naming",
     "sobol",
     "tcav",
     "waterfall",

@@ -12,9 +12,9 @@ PUBLIC = {
     "CRAFT", "NMF", "TCAV", "ActivationStore", "Backbone", "CAVs", "ClusterGraph", "Comparison",
     "Concept", "ConceptModel", "ConvexNMF", "Crop", "DictionaryModel", "Explanation", "Importance",
     "NotCuttableError", "Pictures", "SemiNMF", "SparseAutoencoder", "StoreError",
-    "UnreadableImageError", "Waterfall", "__version__", "attribute", "cluster_graph", "coam",
-    "compare", "concept_maps", "contrastive_maps", "datasets", "decompose", "distributed",
-    "fit_cavs", "loss_recovered", "metrics", "sobol", "tcav", "waterfall",
+    "UnreadableImageError", "Waterfall", "__version__", "attribute", "bottleneck", "cluster_graph", "coam",
+    "compare", "concept_maps", "contrastive_maps", "datasets", "decompose", "distributed", "editing",
+    "fit_cavs", "loss_recovered", "metrics", "naming", "sobol", "tcav", "waterfall",
 }  # fmt: skip
 
 
