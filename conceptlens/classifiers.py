@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from .text import TextEncoder
@@ -95,7 +93,7 @@ def load_open_clip(name: str, pretrained: str | None) -> tuple[Any, Any, Any]:
         return _reachable(load, f"{name}, {pretrained}" if pretrained else name, OPEN_CLIP_HELP)
     try:
         return load()
-    except (OSError, RuntimeError, KeyError, UnpicklingError, SafetensorError) as error:
+    except Exception as error:  # a file of another kind breaks in any way
         where = name if pretrained is None else pretrained
         raise ValueError(f"{where!r} holds no weights that fit {name!r}: {error}") from error
 
