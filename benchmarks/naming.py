@@ -86,7 +86,7 @@ def photos():
         aligned = naming.AlignedText(encode, random_state=seed).fit(weights, bb.class_names)
         figures = ", ".join(f"{name} {value:.2f}" for name, value in aligned.retrieval_.items())
         print(f"  held-out classes, split {seed}: {figures}; ridge {aligned.alpha_:.3g}")
-    for photo, target in (("chelsea", "tabby"), ("coffee", "espresso")):
+    for photo, target in (("chelsea", "Egyptian cat"), ("coffee", "espresso")):
         explanation = CRAFT(bb, n_concepts=6).explain(demo_pictures(photo), target=target)
         for name in naming.vocabulary.__defaults__[0], "imagenet":
             names = aligned.name(explanation.components, naming.vocabulary(name))
