@@ -300,6 +300,7 @@ def _solve(
     """Minimise over the weights of standardised codes; returns them and the steps taken."""
     gram, rounding = (x * loss.share[:, None]).T @ x, 10 * torch.finfo(x.dtype).eps
     z = weight @ x.T
+    widest = _largest_eigenvalue(gram)
     ahead, z_ahead, momentum, stretch, bound = weight, z, 1.0, 1.0, float("-inf")
     for step in range(1, max_iter + 1):
         value, b, residual = loss(z_ahead, b)
@@ -310,7 +311,7 @@ def _solve(
         metric = loss.covariance(loss.probabilities(residual))
         metric += 1e-3 * metric.diagonal().mean() * torch.eye(len(metric)).to(metric)
         while True:
-            new = _step(ahead, gradient, gram, stretch * metric, penalty)
+            new = _step(ahead, gradient, gram, widest, stretch * metric, penalty)
             z_new = new @ x.T
             move = new - ahead
             model = (gradient * move).sum() + stretch / 2 * (metric @ (move @ gram) * move).sum()
@@ -330,10 +331,10 @@ def _solve(
 
 
 def _step(
-    ahead: Tensor, gradient: Tensor, gram: Tensor, metric: Tensor, penalty: _Penalty
+    ahead: Tensor, gradient: Tensor, gram: Tensor, widest: float, metric: Tensor, penalty: _Penalty
 ) -> Tensor:
     """Minimise ⟨gradient, D⟩ + ½⟨metric D gram, D⟩ + penalty over D = W − ahead, roughly."""
-    size = float(torch.linalg.eigvalsh(metric)[-1]) * _largest_eigenvalue(gram)
+    size = float(torch.linalg.eigvalsh(metric)[-1]) * widest
     weight, trial, momentum, first = ahead, ahead, 1.0, 0.0
     for _ in range(INNER):
         slope = gradient + metric @ ((trial - ahead) @ gram)
