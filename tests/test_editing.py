@@ -118,7 +118,7 @@ def scipys_distance(cm, u, norm):
         else:
             found = scipy.optimize.minimize(
                 lambda d: d @ d, np.zeros(len(g)), jac=lambda d: 2 * d, method="SLSQP",
-                bounds=[(-r, None) for r in room], options={"maxiter": 500, "ftol": 1e-14},
+                bounds=[(-r, None) for r in room], options={"maxiter": 500, "ftol": 1e-10},
                 constraints={"type": "ineq", "fun": lambda d, g=g, need=need: g @ d - need},
             )  # fmt: skip
             distance = math.sqrt(found.fun) if found.success else math.inf
