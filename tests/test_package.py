@@ -9,12 +9,13 @@ import conceptlens as cl
 
 ROOT = Path(__file__).parent.parent
 PUBLIC = {
-    "CRAFT", "NMF", "TCAV", "ActivationStore", "Backbone", "CAVs", "ClusterGraph", "Comparison",
-    "Concept", "ConceptModel", "ConvexNMF", "Crop", "DictionaryModel", "Explanation", "Importance",
-    "NotCuttableError", "Pictures", "SemiNMF", "SparseAutoencoder", "StoreError",
-    "UnreadableImageError", "Waterfall", "__version__", "attribute", "bottleneck", "cluster_graph", "coam",
-    "compare", "concept_maps", "contrastive_maps", "datasets", "decompose", "distributed", "editing",
-    "fit_cavs", "loss_recovered", "metrics", "naming", "sobol", "tcav", "waterfall",
+    "ActivationStore", "Backbone", "CAVs", "CRAFT", "ClusterGraph", "Comparison", "Concept",
+    "ConceptModel", "ConvexNMF", "Crop", "DictionaryModel", "Explanation", "Importance", "NMF",
+    "NotCuttableError", "Pictures", "SemiNMF", "SparseAutoencoder", "StoreError", "TCAV",
+    "UnreadableImageError", "Waterfall", "__version__", "attribute", "bottleneck",
+    "cluster_graph", "coam", "compare", "concept_maps", "contrastive_maps", "datasets",
+    "decompose", "distributed", "editing", "fit_cavs", "loss_recovered", "metrics", "naming",
+    "sobol", "tcav", "waterfall",
 }  # fmt: skip
 
 
