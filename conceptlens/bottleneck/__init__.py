@@ -38,5 +38,5 @@ BOTTLENECKS: dict[str, Callable[[int], Bottleneck]] = {
     "posthoc": lambda seed: PosthocCBM(penalty=1e-3, random_state=seed),
     "hybrid": lambda seed: PosthocCBM(hybrid=True, penalty=1e-3, random_state=seed),
     "label-free": lambda seed: LabelFreeCBM(penalty=1e-3, max_epochs=60, random_state=seed),
-    "energy": lambda seed: EnergyCBM(hidden=32, max_epochs=60, lr=1e-2, random_state=seed),
+    "energy": lambda seed: EnergyCBM(random_state=seed, max_epochs=60),
 }
