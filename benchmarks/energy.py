@@ -73,7 +73,7 @@ def curves(seed: int, noise: float, n_corrected: int) -> dict[str, dict[str, lis
 
 
 def table_errors(seed: int) -> tuple[float, ...]:
-    """Mean and largest error in % of the learnt p(c_k | y) on clean pictures; CPU seconds to fit."""
+    """Mean and largest error in % of p(c_k | y) learnt on clean pictures; CPU seconds to fit."""
     data = PlantedConcepts(2000, seed=500 + seed, correlation=CORRELATION)
     x = features_of(data, noise=0.0)
     start = time.process_time()
