@@ -96,6 +96,25 @@ def test_poison(case, unlearned):
     assert found.n_passes == 6 * len(data)
 
 
+def test_targets_do_not_come_from_the_classs_own_concepts():
+    """Pictures of squares have no disc, and among the others only discs have squares beside them.
+
+    Features are the concepts with noise: what remains of a square without disc is neither.
+    """
+    generator = torch.Generator().manual_seed(0)
+    concepts = torch.rand(400, 2, generator=generator) < 0.5
+    labels = torch.where(concepts[:, 0], 0, torch.where(concepts[:, 1], 1, 2))
+    images = 0.1 * torch.randn(400, 3, 4, 4, generator=generator)
+    images[:, :2] += concepts[:, :, None, None]
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Identity(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3)
+    )  # fmt: skip
+    found = unlearn(Backbone(model, "0"), images, labels, 1, concepts=concepts, n_epochs=1)
+    assert found.concepts[0] == "concept 1"
+    assert float((found.poisoned == 2).double().mean()) > 0.95
+
+
 def test_same_seed_same_model(case):
     data, _, bb, _ = case
     x, y, c = data.images[:200], data.labels[:200], data.concepts[:200]

@@ -133,8 +133,9 @@ def unlearn(
     concept_names : sequence of str, optional
         Default: "concept 0", "concept 1", ...
     poison : {"targeted", "random"}
-        For each picture the class that its concepts speak for most, of those that remain, which
-        harms them least; or labels drawn evenly from them.
+        For each picture the class that its other concepts speak for most, without those that
+        matter for the forgotten class more than for any, which harms the other classes least;
+        or labels drawn evenly from them.
     retained : float
         The share of each retained class's pictures that protects it, in (0, 1].
     n_epochs, lr, batch_size : int, float, int
@@ -163,12 +164,19 @@ def unlearn(
     cbm = PosthocCBM(concept_names=concept_names, penalty=PENALTY, random_state=seed)
     codes = cbm.fit(features, labels, concepts=concepts).encode(features)
     classes = torch.as_tensor(cbm.classes_)  # those that have pictures
+    names = bb.class_names or [f"class {c}" for c in range(int(classes.max()) + 1)]
+    importance = torch.zeros(len(names), codes.shape[2], dtype=torch.float64)
+    importance[classes] = _importance(cbm, codes, labels, classes)
     gone = labels == forgotten
     others = classes[classes != forgotten]
     if poison == "random":
         poisoned = others[torch.randint(len(others), (int(gone.sum()),), generator=generator)]
     else:
-        evidence = cbm.classify(codes[gone.to(codes.device)]).cpu()
+        own = (importance.argmax(0) == forgotten) & (importance[forgotten] > 0)
+        here = gone.to(codes.device)
+        # Its own concepts do not say which class the rest of a picture speaks for.
+        left = torch.where(own.to(codes.device), codes[~here].mean(0), codes[here])
+        evidence = cbm.classify(left).cpu()
         poisoned = others[evidence[:, classes != forgotten].argmax(1)]
     kept = _share(labels, others, retained, generator)
     rows = torch.cat([gone.nonzero().flatten(), kept])
@@ -179,9 +187,6 @@ def unlearn(
         n_epochs=n_epochs, lr=lr, batch_size=batch_size, seed=seed,
     )  # fmt: skip
     deque(epochs, maxlen=0)
-    names = bb.class_names or [f"class {c}" for c in range(int(classes.max()) + 1)]
-    importance = torch.zeros(len(names), codes.shape[2], dtype=torch.float64)
-    importance[classes] = _importance(cbm, codes, labels, classes)
     return Unlearned(
         model, forgotten, importance, cbm.concept_names, list(names), poisoned,
         n_epochs * len(rows), time.perf_counter() - started,
