@@ -123,6 +123,15 @@ def test_arrays_and_tensors_agree(make, dtype):
     assert by_index.predict(x[:5]).dtype == np.int64
 
 
+def test_stays_on_the_device(make, device):
+    x, y, c = planted(150)
+    model = make(0).fit(x.to(device), y, concepts=c.to(device))
+    assert {t.device.type for t in model.network_.state_dict().values()} == {device.type}
+    for result in (model.predict_proba(x.to(device)), model.encode(x.to(device))):
+        assert result.device.type == device.type
+    assert model.predict(x.to(device)).shape == (150,)
+
+
 def test_is_deterministic_and_leaves_the_random_state(make):
     x, y, c = planted(150)
     state = torch.random.get_rng_state()
