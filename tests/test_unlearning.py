@@ -97,22 +97,26 @@ def test_poison(case, unlearned):
 
 
 def test_targets_do_not_come_from_the_classs_own_concepts():
-    """Pictures of squares have no disc, and among the others only discs have squares beside them.
+    """Pictures of squares have no disc, and of the others only discs have squares beside them.
 
-    Features are the concepts with noise: what remains of a square without disc is neither.
+    Discs are hard to see: 1 on noise of standard deviation σ = 0.5, and 2.5 times as many as
+    pictures with neither. Without the square, which must not speak once it is to be forgotten,
+    Bayes' rule gives a picture without disc to "neither" with probability
+    Φ((0.5 − σ² log 2.5) / σ) = 0.71; with the square it would give it to "disc" almost always.
     """
     generator = torch.Generator().manual_seed(0)
-    concepts = torch.rand(400, 2, generator=generator) < 0.5
+    concepts = torch.rand(1000, 2, generator=generator) < torch.tensor([0.5, 0.6])
     labels = torch.where(concepts[:, 0], 0, torch.where(concepts[:, 1], 1, 2))
-    images = 0.1 * torch.randn(400, 3, 4, 4, generator=generator)
+    images = 0.1 * torch.randn(1000, 3, 4, 4, generator=generator)
     images[:, :2] += concepts[:, :, None, None]
+    images[:, 0] += 0.5 * torch.randn(1000, 1, 1, generator=generator)
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Identity(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3)
     )  # fmt: skip
     found = unlearn(Backbone(model, "0"), images, labels, 1, concepts=concepts, n_epochs=1)
     assert found.concepts[0] == "concept 1"
-    assert float((found.poisoned == 2).double().mean()) > 0.95
+    assert float((found.poisoned == 2).double().mean()) == pytest.approx(0.71, abs=0.08)
 
 
 def test_same_seed_same_model(case):

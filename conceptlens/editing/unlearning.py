@@ -133,9 +133,9 @@ def unlearn(
     concept_names : sequence of str, optional
         Default: "concept 0", "concept 1", ...
     poison : {"targeted", "random"}
-        For each picture the class that its other concepts speak for most, without those that
-        matter for the forgotten class more than for any, which harms the other classes least;
-        or labels drawn evenly from them.
+        Labels of the classes that the pictures' other concepts speak for, without those whose
+        presence matters for the forgotten class more than for any; they harm the other classes
+        least. Or labels drawn evenly from the other classes.
     retained : float
         The share of each retained class's pictures that protects it, in (0, 1].
     n_epochs, lr, batch_size : int, float, int
@@ -172,12 +172,8 @@ def unlearn(
     if poison == "random":
         poisoned = others[torch.randint(len(others), (int(gone.sum()),), generator=generator)]
     else:
-        own = (importance.argmax(0) == forgotten) & (importance[forgotten] > 0)
-        here = gone.to(codes.device)
-        # Its own concepts do not say which class the rest of a picture speaks for.
-        left = torch.where(own.to(codes.device), codes[~here].mean(0), codes[here])
-        evidence = cbm.classify(left).cpu()
-        poisoned = others[evidence[:, classes != forgotten].argmax(1)]
+        own = _own(importance[classes], codes, labels, classes)[classes == forgotten][0]
+        poisoned = _targets(features, labels, gone, cbm.network_.vectors[~own], seed)
     kept = _share(labels, others, retained, generator)
     rows = torch.cat([gone.nonzero().flatten(), kept])
     given = torch.cat([poisoned, labels[kept]])
@@ -217,6 +213,31 @@ def _share(labels: Tensor, classes: Tensor, share: float, generator: torch.Gener
         order = torch.randperm(len(rows), generator=generator)
         parts.append(rows[order[: max(1, round(share * len(rows)))]])
     return torch.cat(parts)
+
+
+def _own(importance: Tensor, codes: Tensor, labels: Tensor, classes: Tensor) -> Tensor:
+    """Which concepts matter for each class, by being there, more than for any: ``(classes, k)``."""
+    where = [(labels == c).to(codes.device) for c in classes.tolist()]
+    often = torch.stack([codes[rows].mean((0, 1)) for rows in where]) > codes.mean((0, 1))
+    present = importance.where(often.cpu(), torch.zeros(()).to(importance)).clamp(min=0)
+    return (present == present.amax(0)) & (present > 0)
+
+
+def _targets(features: Tensor, labels: Tensor, gone: Tensor, vectors: Tensor, seed: int) -> Tensor:
+    """The classes that a head on some concepts, fitted to the other pictures, gives to the `gone`.
+
+    Concepts are where all pictures put them; only the head must not know the forgotten class.
+    """
+    there, rest = gone.to(features.device), labels[~gone]
+    if len(rest.unique()) == 1:
+        return rest[:1].expand(int(gone.sum()))
+    if not len(vectors):
+        raise ValueError(
+            "all concepts belong to the class to forget, so that none tells what else its pictures "
+            "are like: give more concepts, or poison='random'"
+        )
+    cbm = PosthocCBM(concept_vectors=vectors, penalty=PENALTY, random_state=seed)
+    return torch.as_tensor(cbm.fit(features[~there], rest).predict(features[there]))
 
 
 class _FromMean:
