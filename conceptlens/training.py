@@ -49,9 +49,8 @@ def train_epochs(
             yield epoch
             model.train()
             for rows in torch.randperm(len(images), generator=generator).split(batch_size):
-                rows = rows.to(images.device)
-                logits = model(images[rows].to(device))
-                loss = nn.functional.cross_entropy(logits, labels[rows].to(device))
+                x, y = (t[rows.to(t.device)].to(device) for t in (images, labels))
+                loss = nn.functional.cross_entropy(model(x), y)
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
