@@ -77,11 +77,11 @@ class Unlearned:
         from matplotlib.figure import Figure
 
         n, k = self.importance.shape
-        figure = Figure(figsize=(2.2 + 0.5 * k, 1.6 + 0.4 * n), layout="constrained")
+        figure = Figure(figsize=(3.2 + 0.45 * k, 2.4 + 0.4 * n), layout="constrained")
         ax = figure.subplots()
         end = float(self.importance.abs().max()) or 1.0
         shown = ax.imshow(self.importance.numpy(), cmap="PuOr_r", vmin=-end, vmax=end)
-        ax.set_xticks(range(k), self.concept_names, rotation=60, ha="right")
+        ax.set_xticks(range(k), self.concept_names, rotation=90)
         ax.set_yticks(range(n), self.class_names)
         ax.get_yticklabels()[self.forgotten].set_fontweight("bold")
         figure.colorbar(shown, label="logit")
