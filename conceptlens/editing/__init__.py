@@ -7,6 +7,7 @@ from .debug import Shortcuts, shortcuts, suppress
 from .erasure import Moments, erase, project_out
 from .erasure_report import ErasureReport, erasure_report
 from .low_rank import LowRank
+from .unlearning import Unlearned, unlearn
 
 __all__ = [
     "Counterfactual",
@@ -15,6 +16,7 @@ __all__ = [
     "LowRank",
     "Moments",
     "Shortcuts",
+    "Unlearned",
     "ablate",
     "attach",
     "counterfactual",
@@ -26,4 +28,5 @@ __all__ = [
     "set",
     "shortcuts",
     "suppress",
+    "unlearn",
 ]
