@@ -103,6 +103,24 @@ def test_path_begins_with_no_weights_and_grows():
     assert path[-1].objective == pytest.approx(cold.objective, rel=1e-4)
 
 
+def test_path_of_the_lasso_without_intercepts():
+    """A gap that is known although there is no ridge ends the solver, down to no loss."""
+    told = torch.arange(4).repeat(20)
+    for codes, y in (problem(seed=4), (torch.eye(4).repeat(20, 1).double(), told)):
+        path = sparse_path(
+            codes, y, 4, n_lambdas=8, lam_min_ratio=3e-3, l1_ratio=1.0, intercept=False
+        )
+        assert int(path[0].nonzeros.sum()) == 0
+        below = fit_sparse_head(codes, y, 4, lam=0.98 * path[0].lam, l1_ratio=1.0, intercept=False)
+        assert int(below.nonzeros.sum()) > 0
+        assert all(not head.intercept.any() for head in path)
+        assert max(head.n_iter for head in path) < 100
+    assert (path[-1](codes).argmax(1) == told).all()
+    assert float(cross_entropy(path[-1](codes), told)) < 0.02
+    with pytest.raises(ValueError, match="all gradients are zero"):
+        sparse_path(torch.zeros(4, 2), torch.tensor([0, 1, 0, 1]), 2, intercept=False)
+
+
 def test_dtype_device_and_more_concepts_than_rows(device):
     codes, y = problem(n=80, k=200, dtype=torch.float32)
     head = fit_sparse_head(codes.to(device), y.to(device), 4, lam=0.02)

@@ -19,15 +19,17 @@ from ..extraction.sae.settings import Settings
 from ..extraction.sae.training import start
 from ..extraction.sae.variants import VARIANTS
 from .base import Bottleneck, Network
-from .bias_free import BiasFreeHead, bias_free_path, fit_bias_free
 from .contributions import Coverage, contributions, coverage
 from .data import TrainingData
+from .sparse_head import SparseHead, fit_sparse_head, sparse_path
 
 if TYPE_CHECKING:
     from ..naming import Names
 
 # Rows encoded at once.
 CHUNK = 4096
+# The weakest penalty of the path, as a share of the one that leaves no weight.
+LEAST = 3e-3
 
 
 class DiscoveredNetwork(Network):
@@ -213,22 +215,23 @@ class DiscoverThenNameCBM(Bottleneck):
         words = vocabulary() if self.vocabulary is None else list(self.vocabulary)
         return by_text(self.sae_.components_, words, self.text_encoder)
 
-    def _head(self, network: DiscoveredNetwork, data: TrainingData) -> BiasFreeHead:
+    def _head(self, network: DiscoveredNetwork, data: TrainingData) -> SparseHead:
         if self.lam is None and data.held_out is None:
             raise ValueError("nothing is held out to choose lam on: give lam=, or more rows")
-        rows = (network.concepts(data.features), data.y, data.n_classes)
-        weights = data.class_weights(self.class_weight)
+        # Classes that separate leave losses near single precision's rounding.
+        rows = (network.concepts(data.features).double(), data.y, data.n_classes)
+        kind: Any = {"l1_ratio": 1.0, "intercept": False, "class_weight": self.class_weight}
         if self.lam is None:
-            path = bias_free_path(*rows, self.n_lambdas, weights)
+            path = sparse_path(*rows, n_lambdas=self.n_lambdas, lam_min_ratio=LEAST, **kind)
         else:
-            path = [fit_bias_free(*rows, self.lam, weights)]
+            path = [fit_sparse_head(*rows, lam=self.lam, **kind)]
         if data.held_out is None:
             self.path_ = []
             return path[0]
-        codes, y = network.concepts(data.held_out.features), data.held_out.y
+        codes, y = network.concepts(data.held_out.features).double(), data.held_out.y
         right = [float((head(codes).argmax(1) == y).double().mean()) for head in path]
         self.path_ = [
-            PathPoint(head.lam, head.nonzeros, accuracy)
+            PathPoint(head.lam, float(head.nonzeros.double().mean()), accuracy)
             for head, accuracy in zip(path, right, strict=True)
         ]
         best = max(right)

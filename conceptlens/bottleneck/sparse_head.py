@@ -156,6 +156,7 @@ def sparse_path(
     n_lambdas: int = 30,
     lam_min_ratio: float = 1e-3,
     l1_ratio: float = 0.99,
+    intercept: bool = True,
     class_weight: str | None = None,
     tol: float = 1e-4,
 ) -> list[SparseHead]:
@@ -173,8 +174,8 @@ def sparse_path(
             "a path needs n_lambdas ≥ 2, lam_min_ratio between 0 and 1 and l1_ratio in (0, 1], "
             f"got {n_lambdas}, {lam_min_ratio} and {l1_ratio}"
         )
-    _check(codes, y, n_classes, True, class_weight)
-    loss = _Loss(y, n_classes, True, class_weight, codes)
+    _check(codes, y, n_classes, intercept, class_weight)
+    loss = _Loss(y, n_classes, intercept, class_weight, codes)
     weight, b = loss.zero(codes.shape[1])
     _, _, residual = loss(weight @ codes.T, b)
     largest = float((residual @ codes).abs().max()) / l1_ratio
@@ -189,6 +190,7 @@ def sparse_path(
                 n_classes,
                 lam=largest * lam_min_ratio ** (i / (n_lambdas - 1)),
                 l1_ratio=l1_ratio,
+                intercept=intercept,
                 class_weight=class_weight,
                 start=heads[-1] if heads else None,
                 tol=tol,
@@ -254,7 +256,7 @@ class _Loss:
         """
         least = float((penalty.l1 / gradient.abs().clamp(min=1e-30)).min())
         bounds = []
-        for s in torch.linspace(min(1.0, least), 1, 6).tolist():
+        for s in torch.linspace(min(1.0, least), 1, 6, dtype=torch.float64).tolist():
             q = self.probabilities(s * residual).clamp(min=0)
             entropy = torch.special.entr(q).sum(0) @ self.share
             bounds.append(float(entropy) - penalty.conjugate(s * gradient))
@@ -283,8 +285,9 @@ class _Penalty:
     def conjugate(self, gradient: Tensor) -> float:
         """Its convex conjugate; where l2 is 0, a gradient within rounding of l1 is feasible."""
         over = (gradient.abs() - self.l1).clamp(min=0)
-        if isinstance(self.l2, float) and self.l2 == 0:
-            return float("inf") if float(over.max()) > 1e-6 * self.l1 else 0.0
+        if not torch.as_tensor(self.l2).any():
+            rounding = 10 * torch.finfo(gradient.dtype).eps
+            return float("inf") if (over > rounding * self.l1).any() else 0.0
         return float((over.square() / (2 * self.l2)).sum())
 
 
