@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
+
+from ..extraction.sae import SparseAutoencoder
 from .base import Bottleneck
 from .concept_bottleneck import ConceptBottleneck
 from .discover import DiscoverThenNameCBM
@@ -26,7 +29,16 @@ __all__ = [
     "search_by_text",
 ]
 
-# Recipes for some hundred rows of some dozen features.
+
+def _sparse(sparsity: str, seed: int) -> SparseCBM:
+    """A bottleneck whose twelve texts are the features' own axes."""
+    return SparseCBM(
+        concept_embeddings=torch.eye(12), sparsity=sparsity, max_epochs=60, lr=1e-2,
+        random_state=seed,
+    )  # fmt: skip
+
+
+# Recipes for some hundred rows of some dozen features; the sparse ones for a dozen just.
 BOTTLENECKS: dict[str, Callable[[int], Bottleneck]] = {
     "joint": lambda seed: ConceptBottleneck(random_state=seed, max_epochs=60),
     "sequential": lambda seed: ConceptBottleneck(
@@ -39,4 +51,14 @@ BOTTLENECKS: dict[str, Callable[[int], Bottleneck]] = {
     "hybrid": lambda seed: PosthocCBM(hybrid=True, penalty=1e-3, random_state=seed),
     "label-free": lambda seed: LabelFreeCBM(penalty=1e-3, max_epochs=60, random_state=seed),
     "energy": lambda seed: EnergyCBM(random_state=seed, max_epochs=60),
+    "sparse gumbel": lambda seed: _sparse("gumbel", seed),
+    "sparse l1": lambda seed: _sparse("l1", seed),
+    "sparse contrastive": lambda seed: _sparse("contrastive", seed),
+    "discover then name": lambda seed: DiscoverThenNameCBM(
+        sae=SparseAutoencoder(
+            24, "relu", n_epochs=30, batch_size=64, learning_rate=3e-3, random_state=seed
+        ),
+        n_lambdas=5,
+        random_state=seed,
+    ),
 }
