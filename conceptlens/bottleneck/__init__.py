@@ -11,6 +11,7 @@ from .base import Bottleneck
 from .concept_bottleneck import ConceptBottleneck
 from .discover import DiscoverThenNameCBM
 from .energy import EnergyCBM
+from .interventions import POLICIES, InterventionCurve, intervention_curve
 from .label_free import LabelFreeCBM
 from .matrix_search import concept_matrix_search, search_by_text
 from .posthoc import PosthocCBM
@@ -18,14 +19,17 @@ from .sparse import SparseCBM
 
 __all__ = [
     "BOTTLENECKS",
+    "POLICIES",
     "Bottleneck",
     "ConceptBottleneck",
     "DiscoverThenNameCBM",
     "EnergyCBM",
+    "InterventionCurve",
     "LabelFreeCBM",
     "PosthocCBM",
     "SparseCBM",
     "concept_matrix_search",
+    "intervention_curve",
     "search_by_text",
 ]
 

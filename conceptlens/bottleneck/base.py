@@ -212,11 +212,11 @@ class Bottleneck(ClassifierMixin, BaseEstimator, ABC):
         ValueError
             For an unknown concept or values of another shape.
         """
-        features = self._features(x)
-        codes = self.network_.concepts(features)
-        values = self._correction_values(corrections, codes)
-        corrected = self.codes_with(codes, values, ~values.isnan())
-        return like(self.network_.logits(features, corrected), x)
+        return like(self._corrected(*self._corrections(x, corrections))[1], x)
+
+    def concepts_with(self, x: Any, corrections: Mapping[str | int, Any]) -> Any:
+        """Return the concepts ``(n, k)`` that follow when some are corrected, as `intervene`."""
+        return like(self._corrected(*self._corrections(x, corrections))[0], x)
 
     # -- ConceptModel -------------------------------------------------------------------------
 
@@ -340,18 +340,27 @@ class Bottleneck(ClassifierMixin, BaseEstimator, ABC):
     def _logits(self, features: Tensor) -> Tensor:
         return self.network_.logits(features, self.network_.concepts(features))
 
-    def _correction_values(self, corrections: Mapping[str | int, Any], codes: Tensor) -> Tensor:
-        """Corrections of rows with codes ``(n, k)`` as a tensor of that kind, NaN for none."""
-        values = codes.new_full(codes.shape, torch.nan)
+    def _corrected(self, features: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Concepts ``(n, k)``, in the labels' units, and logits after corrections, NaN for none."""
+        mask = ~values.isnan()
+        codes = self.codes_with(self.network_.concepts(features), values, mask)
+        concepts = torch.where(mask, values, self._concept_values(features))
+        return concepts, self.network_.logits(features, codes)
+
+    def _corrections(self, x: Any, corrections: Mapping[str | int, Any]) -> tuple[Tensor, Tensor]:
+        """Features ``(n, C)`` and what to correct in them ``(n, k)``, NaN for nothing."""
+        features = self._features(x)
+        n = len(features)
+        values = features.new_full((n, len(self.concept_names)), torch.nan)
         for concept, value in corrections.items():
-            given = torch.as_tensor(value).to(codes)
-            if given.shape not in ((), (len(codes),)) or given.isinf().any():
+            given = torch.as_tensor(value).to(values)
+            if given.shape not in ((), (n,)) or given.isinf().any():
                 raise ValueError(
                     f"the correction of {concept!r} must be one finite number or one a row "
-                    f"({len(codes)},), got shape {tuple(given.shape)}"
+                    f"({n},), got shape {tuple(given.shape)}"
                 )
             values[:, self.concept_index(concept)] = given
-        return values
+        return features, values
 
     def _check_fitted(self) -> None:
         if not hasattr(self, "network_"):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..backbone import Backbone
-from ..extraction.base import like
 from .base import Bottleneck
 from .data import TrainingData, is_binary
 from .energies import EnergyNetwork, draw_flips
@@ -111,18 +110,6 @@ class EnergyCBM(Bottleneck):
             *average(energies, self.random_state), self.concept_names, self.class_names
         )
 
-    def intervene(self, x: Any, corrections: Mapping[str | int, Any]) -> Any:
-        """Return the logits ``(n, n_classes)`` that follow when concepts are corrected.
-
-        Parameters and errors are those of every bottleneck; the concepts that are not corrected
-        are found anew, with the class, from the picture and the corrected ones.
-        """
-        return like(self._corrected(x, corrections)[1], x)
-
-    def concepts_with(self, x: Any, corrections: Mapping[str | int, Any]) -> Any:
-        """Return the concepts ``(n, k)`` that follow when some are corrected, as `intervene`."""
-        return like(self._corrected(x, corrections)[0], x)
-
     def codes_with(self, codes: Tensor, values: Tensor, mask: Tensor) -> Tensor:
         """Correct concepts and let the others follow, from codes alone.
 
@@ -131,13 +118,12 @@ class EnergyCBM(Bottleneck):
         fixed = torch.where(mask, values.to(codes), torch.nan)
         return infer(self.network_.evidence(codes), fixed)[0]
 
-    def _corrected(self, x: Any, corrections: Mapping[str | int, Any]) -> tuple[Tensor, Tensor]:
-        features = self._features(x)
-        energies = self.network_.joint(features)
-        fixed = self._correction_values(corrections, energies.logits)
-        if not is_binary(fixed).all():
-            raise ValueError(f"corrections must be 0 or 1, got {corrections}")
-        return infer(energies, fixed)
+    def _corrected(self, features: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Concepts and class are found anew from the picture and the corrected concepts."""
+        wrong = values[(values != 0) & (values != 1) & ~values.isnan()].unique().tolist()
+        if wrong:
+            raise ValueError(f"corrections must be 0 or 1, got {wrong}")
+        return infer(self.network_.joint(features), values)
 
     def _concept_values(self, features: Tensor) -> Tensor:
         return infer(self.network_.joint(features))[0]

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ..metrics.checks import check_one_of, check_shape
+from ..metrics.checks import check_one_of
 from ..metrics.faithfulness import Curve
 from .base import Bottleneck
-from .data import as_labels, check_concepts
+from .data import as_labels, check_concepts, is_binary
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,8 +25,8 @@ class InterventionCurve:
     Attributes
     ----------
     class_accuracy, concept_accuracy, overall_accuracy : Curve
-        Against the number of corrected groups, a row each: whether the class is right, the share
-        of labelled concepts that are, and whether all of them are.
+        Against the number of corrected groups, a row each: whether the class is right, and of rows
+        with concept labels the share of these that is, and whether all of them are.
     policy : str
         In which order they were corrected.
     """
@@ -33,6 +36,20 @@ class InterventionCurve:
     overall_accuracy: Curve
     policy: str
 
+    def plot(self) -> Figure:
+        """Draw the three means with their 95 % bands."""
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(4.5, 3.2), layout="constrained")
+        ax = figure.subplots()
+        for curve in (self.class_accuracy, self.concept_accuracy, self.overall_accuracy):
+            curve.plot(ax)
+        ax.set_title(f"{self.policy} order", fontsize="medium")
+        ax.set_xlabel("concepts corrected, or groups of them")
+        ax.set_ylabel("share right")
+        ax.set_ylim(top=1.02)
+        return figure
+
     def __repr__(self) -> str:
         return f"Interventions, {self.policy}: area of class accuracy {self.class_accuracy.areas}"
 
@@ -40,12 +57,14 @@ class InterventionCurve:
 Order = Callable[[Bottleneck, Tensor, Tensor, torch.Generator], Tensor]
 
 
-def _random(cbm: Bottleneck, codes: Tensor, values: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.rand(codes.shape, generator=generator).to(codes)
+def _random(
+    cbm: Bottleneck, features: Tensor, values: Tensor, generator: torch.Generator
+) -> Tensor:
+    return torch.rand(values.shape, generator=generator).to(values)
 
 
 def _uncertainty(
-    cbm: Bottleneck, codes: Tensor, values: Tensor, generator: torch.Generator
+    cbm: Bottleneck, features: Tensor, values: Tensor, generator: torch.Generator
 ) -> Tensor:
     """The entropy of a binary concept."""
     p = values.clamp(0, 1)
@@ -53,31 +72,30 @@ def _uncertainty(
 
 
 def _contribution(
-    cbm: Bottleneck, codes: Tensor, values: Tensor, generator: torch.Generator
+    cbm: Bottleneck, features: Tensor, values: Tensor, generator: torch.Generator
 ) -> Tensor:
-    """Code times gradient of the predicted class's logit, by size."""
+    """Code times gradient of the highest logit that the concepts alone give, by size."""
+    codes = cbm.network_.concepts(features).detach().requires_grad_()
     with torch.enable_grad():
-        leaf = codes.detach().clone().requires_grad_()
-        best = cbm.network_.classify(leaf).amax(1).sum()
-        (gradient,) = torch.autograd.grad(best, leaf)
-    return (leaf.detach() * gradient).abs()
+        best = cbm.network_.classify(codes).amax(1).sum()
+        (gradient,) = torch.autograd.grad(best, codes)
+    return (codes.detach() * gradient).abs()
 
 
 def _cooperative(
-    cbm: Bottleneck, codes: Tensor, values: Tensor, generator: torch.Generator
+    cbm: Bottleneck, features: Tensor, values: Tensor, generator: torch.Generator
 ) -> Tensor:
     """Uncertainty plus the expected change of the predicted class's probability."""
-    now = cbm.network_.classify(codes).softmax(1)
+    now = cbm._logits(features).softmax(1)
     best, p = now.argmax(1, keepdim=True), values.clamp(0, 1)
-    change = torch.zeros_like(codes)
-    for concept in range(codes.shape[1]):
-        mask = torch.zeros_like(codes, dtype=torch.bool)
-        mask[:, concept] = True
+    change = torch.zeros_like(values)
+    for concept in range(values.shape[1]):
         for state, chance in ((0.0, 1 - p[:, concept]), (1.0, p[:, concept])):
-            fixed = cbm.codes_with(codes, torch.full_like(codes, state), mask)
-            then = cbm.network_.classify(fixed).softmax(1)
+            fixed = torch.full_like(values, torch.nan)
+            fixed[:, concept] = state
+            then = cbm._corrected(features, fixed)[1].softmax(1)
             change[:, concept] += chance * (then - now).gather(1, best)[:, 0].abs()
-    return _uncertainty(cbm, codes, values, generator) + change
+    return _uncertainty(cbm, features, values, generator) + change
 
 
 # The scores (n, k) of each policy; the highest is corrected first.
@@ -105,10 +123,11 @@ def intervention_curve(
     Parameters
     ----------
     cbm : Bottleneck
-        Fitted. Corrections go through its `codes_with`, so that they propagate where it lets them.
+        Fitted. Corrections are those of its `intervene`, so that they propagate where it lets
+        them.
     x, y, concepts : as in `Bottleneck.fit`
-        Rows with true classes and binary concepts; a missing (NaN) concept is not corrected and
-        not judged.
+        Rows with true classes and binary concepts, the model having learnt such; a concept is
+        predicted where its value exceeds ½. A missing one (NaN) is not corrected and not judged.
     policy : {"random", "uncertainty", "contribution", "cooperative"}
         The order, chosen for each row from the uncorrected prediction.
     groups : sequence of sequences of int or str, optional
@@ -125,35 +144,39 @@ def intervention_curve(
     """
     check_one_of(policy, "policy", tuple(POLICIES))
     features = cbm._features(x)
-    codes, values = cbm.network_.concepts(features), cbm._concept_values(features)
-    truth = check_concepts(concepts, codes)
-    n, k = check_shape(codes, "codes", "n k").shape
-    if truth.shape[1] != k or not ((truth == 0) | (truth == 1) | truth.isnan()).all():
+    values = cbm._concept_values(features)
+    n, k = values.shape
+    truth = check_concepts(concepts, values)
+    if truth.shape[1] != k or not is_binary(truth).all():
         raise ValueError(f"concepts must be binary (0, 1 or NaN) of shape ({n}, {k})")
+    known = ~truth.isnan()
+    if not known.any():
+        raise ValueError("concepts are all NaN: there is nothing to correct")
     labels = as_labels(y)
     if labels.shape != (n,):
         raise ValueError(f"y must have shape ({n},), got {labels.shape}")
-    right_class = torch.as_tensor(cbm.classes_ == labels[:, None]).to(codes.device)
-    member = _membership(cbm, groups, k).to(codes)  # (m, k)
+    right_class = torch.as_tensor(cbm.classes_ == labels[:, None]).to(values.device)
+    member = _membership(cbm, groups, k).to(values)  # (m, k)
     generator = torch.Generator().manual_seed(seed)
-    scores = POLICIES[policy](cbm, codes, values, generator) @ member.T / member.sum(1)
+    scores = POLICIES[policy](cbm, features, values, generator) @ member.T / member.sum(1)
     rank = scores.argsort(1, descending=True).argsort(1)  # (n, m)
-    known = ~truth.isnan()
     parts: list[Tensor] = []
     for corrected in range(len(member) + 1):
-        mask = ((rank < corrected).to(codes) @ member > 0) & known
-        now = cbm.codes_with(codes, truth, mask)
-        best = cbm.network_.logits(features, now).argmax(1, keepdim=True)
-        # Codes need not be in the labels' units: uncorrected predictions keep theirs.
-        moved = torch.where(now == codes, values, now)
-        right = (torch.where(mask, truth, moved) > 0.5) == (truth > 0.5)
+        mask = (rank < corrected).to(values) @ member > 0
+        now, logits = cbm._corrected(features, truth.masked_fill(~mask, torch.nan))
+        best = logits.argmax(1, keepdim=True)
+        right = (now > 0.5) == (truth > 0.5)
         share = (right & known).double().sum(1) / known.sum(1)
         every = (right | ~known).all(1).double()
         parts.append(torch.stack([right_class.gather(1, best)[:, 0].double(), share, every]))
-    curves = torch.stack(parts, -1).cpu()  # (3, n, m + 1)
-    units = ("class accuracy", "concept accuracy", "overall concept accuracy")
-    made = [Curve(c, policy, unit) for c, unit in zip(curves, units, strict=True)]
-    return InterventionCurve(made[0], made[1], made[2], policy)
+    of_class, of_concepts, of_all = torch.stack(parts, -1).cpu()  # each (n, m + 1)
+    labelled = known.any(1).cpu()
+    return InterventionCurve(
+        Curve(of_class, "class", "share right"),
+        Curve(of_concepts[labelled], "concepts", "share right"),
+        Curve(of_all[labelled], "all concepts", "share right"),
+        policy,
+    )
 
 
 def _membership(cbm: Bottleneck, groups: Sequence[Sequence[int | str]] | None, k: int) -> Tensor:
