@@ -5,15 +5,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import roc_auc_score
 
 from conceptlens.metrics.bottleneck import (
     calibration_error,
     class_accuracy,
     completeness,
     concept_accuracy,
+    concept_auc,
     effective_concepts,
     leakage,
     overall_concept_accuracy,
+    reliability,
 )
 
 
@@ -54,3 +58,32 @@ def test_effective_concepts():
     parts = torch.tensor([[1.0, 0, 0, 0], [1, -1, 1, -1], [0, 0, 0, 0]])
     assert effective_concepts(parts).values.tolist() == [1, 4, 0]
     assert effective_concepts(parts, 0.5).values.tolist() == [1, 2, 0]
+
+
+def test_concept_auc_is_that_of_scikit_learn():
+    generator = torch.Generator().manual_seed(0)
+    truth = (torch.rand(80, 3, generator=generator) > 0.4).float()
+    scores = (truth + torch.randn(80, 3, generator=generator)).round(decimals=1)  # with ties
+    truth[:30, 0] = torch.nan
+    truth[:, 2] = 1
+    found = concept_auc(scores, truth).values
+    wanted = [roc_auc_score(truth[s:, i], scores[s:, i]) for i, s in ((0, 30), (1, 0))]
+    assert found[:2].tolist() == pytest.approx(wanted)
+    assert found[2].isnan()
+    with pytest.raises(ValueError, match="concepts"):
+        concept_auc(scores, truth[:, :2])
+
+
+def test_reliability_is_that_of_scikit_learn():
+    generator = torch.Generator().manual_seed(0)
+    confidence = torch.rand(300, generator=generator).double() ** 2
+    right = (torch.rand(300, generator=generator) < confidence.sqrt()).double()
+    found = reliability(confidence, right, bins=10)
+    share, mean = calibration_curve(right, confidence, n_bins=10)
+    assert found.right.tolist() == pytest.approx(share.tolist())
+    assert found.confidence.tolist() == pytest.approx(mean.tolist())
+    assert found.counts.sum() == 300
+    assert f"calibration error {calibration_error(confidence, right, 10):.3f}" in repr(found)
+    line = found.plot().lines[1]
+    assert line.get_ydata().tolist() == pytest.approx(share.tolist())
+    assert reliability([0.95, 0.99], [1, 0], 10).counts.tolist() == [2]

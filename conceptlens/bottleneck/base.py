@@ -18,6 +18,7 @@ from torch.utils.data import Subset
 
 from ..backbone import Backbone
 from ..extraction.base import like
+from ..files import write_atomically
 from . import saving
 from .data import (
     TrainingData,
@@ -169,7 +170,7 @@ class Bottleneck(ClassifierMixin, BaseEstimator, ABC):
         k = network.concepts(features[:1]).shape[1]
         names = self.concept_names_ or self._names(k)
         self._learn(network, classes, names, features.shape[1], self.history_)
-        self.held_out_ = self._with_present_features(data.held_out)
+        self.held_out_ = self._kept_back(data.held_out)
         return self
 
     def decision_function(self, x: Any) -> Any:
@@ -295,7 +296,58 @@ class Bottleneck(ClassifierMixin, BaseEstimator, ABC):
         """
         return saving.load(cls, Path(path), backbone)
 
+    def report(self, path: str | Path, x: Any = None, y: Any = None, concepts: Any = None) -> Path:
+        """Write one self-contained HTML page that judges the model; return its path.
+
+        Parameters
+        ----------
+        path : str or Path
+            The page's file.
+        x, y, concepts : as in `fit`
+            Rows that the model has not learnt from. Default: those that `fit` kept back. Without
+            binary concepts the page judges classes alone.
+
+        Raises
+        ------
+        ValueError
+            If there are no rows, or a class or number of concepts that the model does not know.
+        """
+        from ..report.bottleneck import render_bottleneck
+
+        self._check_fitted()
+        path = Path(path)
+        page = render_bottleneck(self, self._judged(x, y, concepts))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, page.encode())
+        return path
+
     # -- how ----------------------------------------------------------------------------------
+
+    def _judged(self, x: Any, y: Any, concepts: Any) -> TrainingData:
+        """Rows to judge the model by, checked; those held out where x is None."""
+        k = len(self.concept_names)
+        if x is None:
+            if self.held_out_ is None:
+                raise ValueError(
+                    "no rows were held out, or they were not saved with the model: give rows "
+                    "report(path, x, y, concepts) to judge it by"
+                )
+            held, labels = self.held_out_, self.held_out_.concepts
+            # A model that finds concepts by itself may have been given labels of others.
+            return held if labels is None or labels.shape[1] == k else replace(held, concepts=None)
+        features, classes = self._features(x), as_labels(y)
+        if classes.shape != (len(features),) or not np.isin(classes, self.classes_).all():
+            raise ValueError(
+                f"y must hold one of {self.class_names} for each of {len(features)} rows, got "
+                f"shape {classes.shape} of {np.unique(classes)[:9].tolist()}"
+            )
+        labels = None if concepts is None else check_concepts(concepts, features)
+        if labels is not None and labels.shape[1] != k:
+            raise ValueError(f"concepts must have {k} columns, got {labels.shape[1]}")
+        indices = torch.from_numpy(np.searchsorted(self.classes_, classes)).to(features.device)
+        rows = torch.arange(len(features))
+        pictures = as_pictures(x, self.backbone_) if self.backbone_ and is_pictures(x) else None
+        return TrainingData(features, indices, labels, rows, len(self.classes_), pictures)
 
     def _learn(
         self,
@@ -310,8 +362,8 @@ class Bottleneck(ClassifierMixin, BaseEstimator, ABC):
         self.n_features_in_, self.history_ = n_features, history
         self.held_out_ = None
 
-    def _with_present_features(self, held_out: TrainingData | None) -> TrainingData | None:
-        """The rows as the backbone sees them after `fit`."""
+    def _kept_back(self, held_out: TrainingData | None) -> TrainingData | None:
+        """The rows held out as the model sees them after `fit`."""
         if held_out is None or held_out.pictures is None or self.backbone_ is self.backbone:
             return held_out
         pictures = Subset(held_out.pictures, held_out.rows.tolist())

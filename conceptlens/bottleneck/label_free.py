@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -164,7 +165,14 @@ class LabelFreeCBM(Bottleneck):
             )
         names = self.concept_names
         self.concept_names_ = [names[i] for i in kept.tolist()]
+        self._kept_columns = kept
         return kept
+
+    def _kept_back(self, held_out: TrainingData | None) -> TrainingData | None:
+        held_out = super()._kept_back(held_out)
+        if held_out is None:
+            return None
+        return replace(held_out, concepts=held_out.labelled[:, self._kept_columns])
 
     def _standardise(
         self, network: StandardisedNetwork, projection: nn.Linear, kept: Tensor, data: TrainingData

@@ -1,13 +1,16 @@
 """Metrics of extractions, importances, maps, explanations and bottleneck models."""
 
 from .bottleneck import (
+    Reliability,
     calibration_error,
     class_accuracy,
     completeness,
     concept_accuracy,
+    concept_auc,
     effective_concepts,
     leakage,
     overall_concept_accuracy,
+    reliability,
 )
 from .concept_based import GlobalAgreement, cem, cgim, clm
 from .depth import Emergence, concept_depth, concept_dynamics, emergence
@@ -58,6 +61,7 @@ __all__ = [
     "MapRecovery",
     "ProbeSensitivity",
     "Recovery",
+    "Reliability",
     "Stability",
     "UnlearningScores",
     "aucs",
@@ -73,6 +77,7 @@ __all__ = [
     "completeness",
     "complexity",
     "concept_accuracy",
+    "concept_auc",
     "concept_depth",
     "concept_dynamics",
     "effective_concepts",
@@ -98,6 +103,7 @@ __all__ = [
     "recovery",
     "relative_error",
     "relevance_inside",
+    "reliability",
     "simplicity_curve",
     "stability",
     "surrogate_faithfulness",

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .checks import check_binary, check_shape
+from .recovery import aucs
 from .result import Estimate
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 def class_accuracy(scores: Any, y: Any) -> Estimate:
@@ -40,8 +45,71 @@ def overall_concept_accuracy(probabilities: Any, concepts: Any, threshold: float
     return Estimate(torch.where(known.any(1), (right | ~known).all(1).double(), torch.nan))
 
 
-def calibration_error(confidence: Any, right: Any, bins: int = 15) -> float:
-    """Expected calibration error: mean distance of confidence and accuracy in equal bins.
+def concept_auc(scores: Any, concepts: Any) -> Estimate:
+    """Area under the ROC curve of each concept ``(k,)``, over the rows that label it.
+
+    Parameters
+    ----------
+    scores : Tensor
+        ``(n, k)``, higher where a concept is more likely.
+    concepts : Tensor
+        ``(n, k)`` of 0 and 1, NaN where a label is missing. A concept whose labels are all alike
+        is left out.
+    """
+    scores = check_shape(scores, "scores", "n k").detach().cpu()
+    truth, known = _labels(concepts, *scores.shape)
+    found = [
+        aucs(s[rows, None], c[rows, None])[0, 0] if rows.any() else torch.tensor(torch.nan)
+        for s, c, rows in zip(scores.T, truth.T, known.T, strict=True)
+    ]
+    return Estimate(torch.stack(found))
+
+
+@dataclass(frozen=True, eq=False)
+class Reliability:
+    """Confidence beside the share that is right, in bins of confidence; empty bins left out.
+
+    Attributes
+    ----------
+    confidence, right : Tensor
+        ``(b,)``: means of each bin's rows.
+    counts : Tensor
+        ``(b,)``: how many they are.
+    """
+
+    confidence: Tensor
+    right: Tensor
+    counts: Tensor
+
+    @property
+    def error(self) -> float:
+        """Expected calibration error: mean distance of the two, each bin counting by its rows."""
+        distance = (self.confidence - self.right).abs()
+        return float((distance * self.counts).sum() / self.counts.sum())
+
+    def plot(self, ax: Axes | None = None, label: str = "") -> Any:
+        """Draw the bins beside the diagonal, larger dots for more rows; returns the axes."""
+        from matplotlib.figure import Figure
+
+        if ax is None:
+            ax = Figure(figsize=(4, 3.6), layout="constrained").subplots()
+        ax.plot([0, 1], [0, 1], color="0.7", linewidth=0.8, zorder=0)
+        (line,) = ax.plot(
+            self.confidence, self.right, label=f"{label} error {self.error:.3f}".strip()
+        )
+        sizes = 10 + 90 * self.counts / self.counts.max()
+        ax.scatter(self.confidence, self.right, sizes, color=line.get_color(), alpha=0.6)
+        ax.set_xlabel("confidence")
+        ax.set_ylabel("share right")
+        ax.legend(frameon=False)
+        return ax
+
+    def __repr__(self) -> str:
+        return f"Reliability({len(self.counts)} bins, calibration error {self.error:.3f})"
+
+
+def reliability(confidence: Any, right: Any, bins: int = 15) -> Reliability:
+    """Sort rows by confidence into bins of equal width and count what is right.
 
     Parameters
     ----------
@@ -50,14 +118,14 @@ def calibration_error(confidence: Any, right: Any, bins: int = 15) -> float:
     right : Tensor
         ``(n,)`` of 0 and 1: whether the class is right, or the concept present.
     bins : int
-        Of equal width; each counts by its rows.
+        From 0 to 1.
 
     References
     ----------
     Guo et al., "On calibration of modern neural networks", ICML 2017.
     """
     confidence = check_shape(confidence, "confidence", "n").detach().double().cpu()
-    right = check_binary(right, "right", "n", n=len(confidence)).cpu()
+    right = check_binary(right, "right", "n", n=len(confidence)).cpu().double()
     if bins < 1:
         raise ValueError(f"bins must be at least 1, got {bins}")
     if float(confidence.min()) < 0 or float(confidence.max()) > 1:
@@ -66,8 +134,15 @@ def calibration_error(confidence: Any, right: Any, bins: int = 15) -> float:
             f"{float(confidence.max()):.3g}: give probabilities, not logits"
         )
     places = (confidence * bins).long().clamp(max=bins - 1)
-    sums = torch.bincount(places, confidence - right.double(), minlength=bins)
-    return float(sums.abs().sum() / len(confidence))
+    counts = torch.bincount(places, minlength=bins)
+    means = [torch.bincount(places, v, minlength=bins) / counts for v in (confidence, right)]
+    used = counts > 0
+    return Reliability(means[0][used], means[1][used], counts[used])
+
+
+def calibration_error(confidence: Any, right: Any, bins: int = 15) -> float:
+    """Expected calibration error; the parameters are those of `reliability`."""
+    return reliability(confidence, right, bins).error
 
 
 def leakage(network: Any, codes: Any, y: Any, threshold: float = 0.5) -> Estimate:
@@ -134,8 +209,12 @@ def effective_concepts(contributions: Any, share: float = 0.95) -> Estimate:
 def _right(probabilities: Any, concepts: Any, threshold: float) -> tuple[Tensor, Tensor]:
     """Which concepts are predicted right, and which are labelled, both ``(n, k)``."""
     probabilities = check_shape(probabilities, "probabilities", "n k").detach().cpu()
-    n, k = probabilities.shape
-    labels = torch.as_tensor(concepts).cpu()
-    known = ~labels.isnan()
-    truth = check_binary(labels.nan_to_num(0), "concepts", "n k", n=n, k=k)
+    truth, known = _labels(concepts, *probabilities.shape)
     return (probabilities > threshold) == truth, known
+
+
+def _labels(concepts: Any, n: int, k: int) -> tuple[Tensor, Tensor]:
+    """Which concepts are there, and which are labelled, both ``(n, k)``."""
+    labels = torch.as_tensor(concepts).detach().cpu()
+    truth = check_binary(labels.nan_to_num(0), "concepts", "n k", n=n, k=k)
+    return truth, ~labels.isnan()

@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from ..explanation import Explanation
+    from ..local import Waterfall
 
 N_CROPS = 8
 N_PICTURES = 8
 # More than four colours in one picture cannot be told apart.
 N_PAINTED = 4
+GREY = "#8a8a8f"
 
 MEANING = {
     "crop reconstruction error": "share of the crops' activations that the concepts miss",
@@ -188,19 +190,28 @@ def _bytes(strength: Tensor) -> str:
 
 
 def _waterfall(explanation: Explanation, picture: int) -> list[dict[str, Any]]:
-    """The rows of a picture's waterfall; left ends and widths are in percent of the track."""
     if explanation.logit_parts is None:
         return []
     fall = explanation.waterfall(picture)
     ranks = {concept.index: rank for rank, concept in enumerate(explanation.concepts)}
-    level = fall.base
-    rows: list[tuple[str, float, float, int | None]] = [
-        ("base, without concepts", 0.0, level, None)
+    steps = [
+        (name, height, GREY if concept is None else colour(ranks[concept]))
+        for name, height, concept in fall.steps
     ]
-    for name, height, concept in fall.steps:
-        rows.append((name, level, height, concept))
+    return fall_rows(fall, steps)
+
+
+def fall_rows(fall: Waterfall, steps: list[tuple[str, float, str]]) -> list[dict[str, Any]]:
+    """The rows of a waterfall; left ends and widths are in percent of the track.
+
+    Steps are names, heights and colours.
+    """
+    level = fall.base
+    rows = [("base, without concepts", 0.0, level, GREY)]
+    for name, height, tint in steps:
+        rows.append((name, level, height, tint))
         level += height
-    rows.append((f"logit of {fall.target}", 0.0, fall.logit, None))
+    rows.append((f"logit of {fall.target}", 0.0, fall.logit, GREY))
     ends = [end for _, start, height, _ in rows for end in (start, start + height)]
     low, unit = min(ends), 100 / max(max(ends) - min(ends), 1e-12)
     return [
@@ -209,9 +220,9 @@ def _waterfall(explanation: Explanation, picture: int) -> list[dict[str, Any]]:
             "value": height,
             "left": (min(start, start + height) - low) * unit,
             "width": abs(height) * unit,
-            "colour": "#8a8a8f" if concept is None else colour(ranks[concept]),
+            "colour": tint,
         }
-        for name, start, height, concept in rows
+        for name, start, height, tint in rows
     ]
 
 
