@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear, normalize, relu
 
 from .base import Network
-from .energy_inference import Energies, infer
+from .energy_inference import Energies, centred, infer
 
 # The negatives of the global loss: these shares of the rows, and of their concepts, are flipped.
 ROWS_FLIPPED, CONCEPTS_FLIPPED = 0.2, 0.2
@@ -101,7 +101,7 @@ class EnergyNetwork(Network):
 
     def classify(self, codes: Tensor) -> Tensor:
         """What the concepts alone say of the class: logits ``(n, n_classes)``."""
-        return -self.global_weight * self.global_energy(codes)
+        return centred(-self.global_weight * self.global_energy(codes))
 
     def logits(self, features: Tensor, codes: Tensor) -> Tensor:
         """The class's logits at the minimum of the joint energy, codes saying what concepts do."""

@@ -101,9 +101,14 @@ def infer(energies: Energies, fixed: Tensor | None = None) -> tuple[Tensor, Tens
         change = flipped(batch, state)[torch.arange(len(y)), :, y] - energy[:, None]
         present = torch.where(state > 0.5, change, -change).sigmoid()
         concepts = torch.where(fixed[rows].isnan(), present, fixed[rows])
-        parts.append((concepts, -batch.of_class - batch.of_both(state)))
+        parts.append((concepts, centred(-batch.of_class - batch.of_both(state))))
     concepts, logits = map(torch.cat, zip(*parts, strict=True))
     return concepts, logits
+
+
+def centred(logits: Tensor) -> Tensor:
+    """Logits ``(n, n_classes)`` less their mean: energies leave it open, so it means nothing."""
+    return logits - logits.mean(1, keepdim=True)
 
 
 @torch.no_grad()
