@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import warnings
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -11,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import safe_open
 from torch import Tensor
 
 from .batching import in_batches
@@ -21,14 +18,15 @@ from .images import Pictures, UnreadableImageError
 from .manifest import (
     DTYPES,
     FORMAT,
+    REMEDY,
     Shard,
     StoreError,
     check_key,
     load_json,
     sha256_of,
-    to_json,
 )
 from .progress import bar
+from .sealing import digest, pack, seal, unpack
 
 
 def fill(
@@ -91,7 +89,7 @@ class StoreWriter:
     def __init__(self, layer: str, names: Sequence[str], path: Path, key: dict[str, str]) -> None:
         self.layer, self.names, self.path, self.key = layer, names, path, key
         self.dtype = DTYPES[key["dtype"]]
-        self.digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+        self.digest = digest(key)
         self.cuts: list[int] = []
         self._indices: list[int] = []
         self._parts: list[Tensor] = []
@@ -104,9 +102,9 @@ class StoreWriter:
         if claim.exists():
             check_key(self.path, load_json(claim).get("key"), self.key)
         elif any(self.path.glob("activations-*.safetensors")):
-            raise StoreError(f"{self.path} holds shards of unknown origin: delete them")
+            raise StoreError(f"{self.path} holds shards of unknown origin: {REMEDY}")
         else:
-            write_atomically(claim, to_json({"format": FORMAT, "key": self.key}))
+            write_atomically(claim, seal({"format": FORMAT, "key": self.key}))
 
     def plan(self, numbers: int, batch_size: int, shard_bytes: int) -> None:
         """Cut the pictures into shards: whole batches, of `numbers` each, of some `shard_bytes`."""
@@ -117,13 +115,11 @@ class StoreWriter:
     def lacks(self, picture: int) -> bool:
         """Whether the shard that `picture` belongs to is still to be computed."""
         shard = self._shard(next(i for i, cut in enumerate(self.cuts) if picture < cut))
-        if not shard.exists():
-            return True
         try:
-            with safe_open(shard, "pt") as file:
-                return (file.metadata() or {}).get("key") != self.digest
-        except (OSError, SafetensorError) as error:
-            raise StoreError(f"{shard} cannot be read: {error}; delete it to compute it") from error
+            _, record = unpack(shard)
+        except ValueError:  # missing, or damaged before it was sealed
+            return True
+        return record.get("key") != self.digest
 
     def add(self, pictures: list[int], a: Tensor) -> None:
         """Take the activations ``(b, P, C)`` of the next pictures of the shard."""
@@ -142,8 +138,8 @@ class StoreWriter:
         """Write the shard that ends before picture `stop`."""
         rows = torch.cat(self._parts) if self._parts else torch.empty(0)
         tensors = {"activations": rows.contiguous(), "pictures": torch.tensor(self._indices).long()}
-        # One key only: safetensors would write several in a random order.
-        write_atomically(self._shard(self.cuts.index(stop)), save(tensors, {"key": self.digest}))
+        shard = self._shard(self.cuts.index(stop))
+        write_atomically(shard, pack(tensors, {"key": self.digest}))
         self._indices, self._parts = [], []
 
     def seal(self) -> None:
@@ -172,7 +168,7 @@ class StoreWriter:
             "shards": shards,
             "names": [self.names[i] for i in kept],
         }
-        write_atomically(self.path / "manifest.json", to_json(manifest))
+        write_atomically(self.path / "manifest.json", seal(manifest))
 
     def _shard(self, i: int) -> Path:
         """The file of the shard that ends at the `i`-th cut."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
-import json
 from copy import copy
 from dataclasses import asdict, dataclass, field, replace
 from html import escape
@@ -20,6 +20,7 @@ from torch import Tensor
 from .files import write_atomically
 from .importance.result import Importance
 from .model import ConceptModel
+from .sealing import seal, sha256_of, unseal
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from .naming.names import Names
 
 FORMAT = 1
+RECORD_FILE, TENSOR_FILE = "explanation.json", "tensors.safetensors"
 TENSORS = ("concept_maps", "components", "scores")
 
 
@@ -226,7 +228,7 @@ class Explanation:
 
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, render(self).encode())
+        write_atomically(path, render(self).encode(errors="replace"))
         return path
 
     def save(self, folder: str | Path) -> Path:
@@ -237,15 +239,20 @@ class Explanation:
         """
         folder = Path(folder)
         (folder / "pictures").mkdir(parents=True, exist_ok=True)
-        (folder / "explanation.json").unlink(missing_ok=True)
-        for i, picture in enumerate(self.pictures):
-            write_atomically(folder / "pictures" / _file_name(i), png(picture))
+        (folder / RECORD_FILE).unlink(missing_ok=True)
+        files = {_picture_file(i): png(picture) for i, picture in enumerate(self.pictures)}
         importance = self.importance
         tensors = {name: getattr(self, name) for name in TENSORS}
         tensors |= {f"importance.{n}": getattr(importance, n) for n in _IMPORTANCE_TENSORS}
         tensors |= {} if self.logit_parts is None else {"logit_parts": self.logit_parts}
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        write_atomically(folder / "tensors.safetensors", save_tensors(tensors))
+        files[TENSOR_FILE] = save_tensors(tensors)
+        sums = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+        for name, data in files.items():
+            write_atomically(folder / name, data)
+        for index, part in self.subconcepts.items():
+            saved = part.save(folder / _part_name(index)) / RECORD_FILE
+            sums[f"{_part_name(index)}/{RECORD_FILE}"] = sha256_of(saved)
         record = {
             "format": FORMAT,
             "target": self.target,
@@ -256,11 +263,9 @@ class Explanation:
             "metrics": self.metrics,
             "provenance": self.provenance,
             "subconcepts": sorted(self.subconcepts),
+            "files": sums,
         }
-        for index, part in self.subconcepts.items():
-            part.save(folder / _part_name(index))
-        text = json.dumps(record, indent=1, ensure_ascii=False)
-        write_atomically(folder / "explanation.json", text.encode())
+        write_atomically(folder / RECORD_FILE, seal(record))
         return folder
 
     @classmethod
@@ -277,14 +282,15 @@ class Explanation:
         Raises
         ------
         ValueError
-            If the folder holds no whole explanation; the message names the file.
+            If the folder holds no whole explanation, or a file of it was changed; the message names
+            the file.
         """
         folder = Path(folder)
-        path = folder / "explanation.json"
+        path = folder / RECORD_FILE
         if not path.is_file():
-            raise ValueError(f"{str(folder)!r} holds no explanation: there is no explanation.json")
+            raise ValueError(f"{str(folder)!r} holds no explanation: there is no {RECORD_FILE}")
+        record = unseal(path)
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
             if record["format"] != FORMAT:
                 raise ValueError(f"format {record['format']!r}, this version reads {FORMAT}")
             names = [str(name) for name in record["picture_names"]]
@@ -293,11 +299,16 @@ class Explanation:
             concept_names = [str(name) for name in record["concept_names"]]
             metrics, provenance = dict(record["metrics"]), dict(record["provenance"])
             parts = [int(index) for index in record["subconcepts"]]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            sums = dict(record["files"])
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"{path} is not an explanation of this version: {error!r}") from error
-        tensors = _read_tensors(folder / "tensors.safetensors")
-        files = [folder / "pictures" / _file_name(i) for i in range(len(names))]
-        return cls(
+        files = [_picture_file(i) for i in range(len(names))]
+        records = [f"{_part_name(i)}/{RECORD_FILE}" for i in parts]
+        for name in (*files, TENSOR_FILE, *records):
+            if sha256_of(folder / name) != sums.get(name):
+                raise ValueError(f"{folder / name} is damaged: its checksum differs")
+        tensors = _read_tensors(folder / TENSOR_FILE)
+        loaded = cls(
             target=target,
             importance=Importance(
                 **{n: tensors[f"importance.{n}"] for n in _IMPORTANCE_TENSORS},
@@ -306,7 +317,7 @@ class Explanation:
                 concept_names=concept_names,
             ),
             concepts=concepts,
-            pictures=torch.stack([_read_png(file) for file in files]),
+            pictures=_read_pictures([folder / name for name in files]),
             picture_names=names,
             concept_maps=tensors["concept_maps"],
             components=tensors["components"],
@@ -317,6 +328,10 @@ class Explanation:
             subconcepts={i: cls.load(folder / _part_name(i)) for i in parts},
             model=model,
         )
+        wrong = _inconsistency(loaded)
+        if wrong is not None:
+            raise ValueError(f"{path} does not fit the files beside it: {wrong}")
+        return loaded
 
     def __repr__(self) -> str:
         rows = (f"  {c.name}: {c.importance:.3f} ± {c.stderr:.3f}" for c in self.concepts)
@@ -353,8 +368,8 @@ def png(picture: Tensor) -> bytes:
     return buffer.getvalue()
 
 
-def _file_name(i: int) -> str:
-    return f"{i:05d}.png"
+def _picture_file(i: int) -> str:
+    return f"pictures/{i:05d}.png"
 
 
 def _part_name(index: int) -> str:
@@ -362,10 +377,10 @@ def _part_name(index: int) -> str:
 
 
 def _concept(record: dict[str, Any]) -> Concept:
-    crops = [
-        Crop(int(c["picture"]), tuple(int(side) for side in c["box"]), float(c["score"]))  # type: ignore[arg-type]
-        for c in record["crops"]
-    ]
+    crops = []
+    for c in record["crops"]:
+        left, top, right, bottom = map(int, c["box"])
+        crops.append(Crop(int(c["picture"]), (left, top, right, bottom), float(c["score"])))
     value, stderr = float(record["importance"]), float(record["stderr"])
     words = [(str(word), float(score)) for word, score in record.get("candidates", [])]
     sure = record.get("confidence")
@@ -384,7 +399,41 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _read_png(path: Path) -> Tensor:
+def _read_pictures(paths: list[Path]) -> Tensor:
     from .images import read_image, to_bytes
 
-    return to_bytes(read_image(path))
+    pictures = [to_bytes(read_image(path)) for path in paths]
+    shapes = {picture.shape for picture in pictures}
+    if len(shapes) != 1:
+        raise ValueError(f"the pictures beside {paths[:1]} have {len(shapes)} sizes, expected one")
+    return torch.stack(pictures)
+
+
+def _inconsistency(e: Explanation) -> str | None:
+    """What in the explanation contradicts itself: its parts come from several files."""
+    n, _, height, width = e.pictures.shape
+    k = len(e.importance.concept_names)
+    shapes = {
+        "importance.values": (e.importance.values, (k,)),
+        "importance.stderr": (e.importance.stderr, (k,)),
+        "importance.per_image": (e.importance.per_image, (n, k)),
+        "concept_maps": (e.concept_maps, (n, k, *e.concept_maps.shape[2:])),
+        "components": (e.components, (k, *e.components.shape[1:])),
+        "scores": (e.scores, (n,)),
+    }
+    if e.logit_parts is not None:
+        shapes["logit_parts"] = (e.logit_parts, (n, k + 3))
+    for name, (tensor, shape) in shapes.items():
+        if not tensor.is_floating_point() or tuple(tensor.shape) != shape:
+            return f"{name} is {tensor.dtype} {tuple(tensor.shape)}, expected floats {shape}"
+    if e.concept_maps.ndim != 4 or e.components.ndim != 2:
+        return "concept_maps must be (n, k, h, w) and components (k, C)"
+    for concept in e.concepts:
+        if not 0 <= concept.index < k:
+            return f"a concept has number {concept.index} of {k}"
+        for crop in concept.crops:
+            left, top, right, bottom = crop.box
+            if not (0 <= crop.picture < n and 0 <= left < right <= width
+                    and 0 <= top < bottom <= height):  # fmt: skip
+                return f"{crop} lies outside the {n} pictures of {height}×{width}"
+    return None

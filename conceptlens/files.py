@@ -7,7 +7,14 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write `data` under a temporary name in the same folder, flush it to disk, and rename it."""
+    """Write `data` under a temporary name in the same folder, flush it to disk, and rename it.
+
+    Raises
+    ------
+    OSError
+        If the disk is full or the folder cannot be written to; it names `path`, and what was there
+        before is still there.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -15,9 +22,11 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:  # the system's own names the temporary file, or none
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:

@@ -37,6 +37,11 @@ def read_image(path: str | Path) -> Image.Image:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as picture:
                 return _rgb(ImageOps.exif_transpose(picture))
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise UnreadableImageError(
+            f"{path} claims more than {Image.MAX_IMAGE_PIXELS} pixels, as files do that are made "
+            "to fill the memory. If you trust it, raise the limit: PIL.Image.MAX_IMAGE_PIXELS = n"
+        ) from error
     except Exception as error:  # Pillow's plugins raise many kinds for broken files
         raise UnreadableImageError(f"{path} cannot be read as a picture: {error}") from error
 

@@ -17,10 +17,11 @@ from .building import StoreWriter, fill
 from .images import Pictures, transform_fingerprint
 from .manifest import (
     DTYPES,
+    REMEDY,
     SHARD_FIELDS,
     Shard,
     StoreError,
-    check_size,
+    check_shard,
     is_sealed,
     read_manifest,
     sha256_of,
@@ -66,7 +67,7 @@ class ActivationStore:
         self.shape: tuple[int, int, int] = (len(self.names), *manifest["row shape"])
         self._starts = [0]
         for shard in self._shards:
-            check_size(self.path / shard.name, shard.size)
+            check_shard(self.path, shard, manifest)
             self._starts.append(self._starts[-1] + shard.rows)
 
     @classmethod
@@ -76,7 +77,8 @@ class ActivationStore:
         Raises
         ------
         StoreError
-            If there is none, or a file is missing or of another size than the manifest says.
+            If there is none, or the manifest is damaged, or a file is missing or of another size
+            or header than the manifest says. What the numbers are only `verify` checks.
         """
         return cls(path)
 
@@ -229,7 +231,8 @@ class ActivationStore:
         """
         for shard in self._shards:
             if sha256_of(self.path / shard.name) != shard.sha256:
-                raise StoreError(f"{self.path / shard.name} is damaged: its checksum differs")
+                path = self.path / shard.name
+                raise StoreError(f"{path} is damaged, its checksum differs: {REMEDY}")
 
     def _pieces(self, start: int, stop: int) -> list[tuple[int, int, int]]:
         """Where pictures from `start` to `stop` lie: (shard, first row, last row + 1) of each."""
@@ -287,10 +290,12 @@ def _build(
     with ExitStack() as locks:  # let go by the system when their owner dies
         for layer in sorted(folders):  # in one order, so that no two processes wait for each other
             folder = folders[layer]
+            key = {"weights and layer": bb.replace(layer=layer).fingerprint(), **common}
+            if is_sealed(folder, key):  # it never changes, and may lie where nothing can be written
+                continue
             folder.mkdir(parents=True, exist_ok=True)
             locks.enter_context(FileLock(folder / ".lock"))
-            key = {"weights and layer": bb.replace(layer=layer).fingerprint(), **common}
-            if not is_sealed(folder, key):
+            if not is_sealed(folder, key):  # another process may have sealed it in between
                 writers[layer] = StoreWriter(layer, pictures.names, folder, key)
         if writers:
             missing = list(writers)

@@ -21,10 +21,10 @@ from torch.nn.functional import normalize
 from conceptlens import ActivationStore, Backbone, distributed
 from conceptlens.distributed import PeerLostError
 from conceptlens.extraction.sae import SparseAutoencoder, loss_recovered, training
-from conceptlens.extraction.sae.checkpoint import unpack
 from conceptlens.extraction.sae.formulas import Step
 from conceptlens.extraction.sae.sparse import Picks, decode, encode, top_k, top_of_batch
 from conceptlens.extraction.sae.variants import VARIANTS
+from conceptlens.sealing import unpack
 
 K, C, N = 12, 7, 9
 

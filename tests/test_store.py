@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from conceptlens import ActivationStore, Backbone, StoreError
+from conceptlens.sealing import seal, unseal
 
 SMALL = 2 * 8 * 64 * 6 * 4  # two batches of eight pictures a shard
 
@@ -171,14 +173,81 @@ def test_damage_is_found(tmp_path, damage):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{", '{"format": 2}', '{"format": 1}',
-     '{"format": 1, "key": {"dtype": "float32"}, "names": ["a"], "row shape": [1, 1], "shards": '
-     '[{"name": "../a.safetensors", "rows": 1, "size": 1, "sha256": ""}]}'],
-)  # fmt: skip
+    ["", "[]", "{", '{"format": 1}', "[" * 10**5, '{"a":' * 10**5, "\xff", '{"format": NaN}'],
+)
 def test_foreign_manifest_is_refused(tmp_path, text):
-    (tmp_path / "manifest.json").write_text(text)
+    (tmp_path / "manifest.json").write_text(text, encoding="latin1")
     with pytest.raises(StoreError, match=r"manifest\.json"):
         ActivationStore.open(tmp_path)
+
+
+SHARD = {"name": "activations-000000000-000000001.safetensors", "rows": 1, "size": 1, "sha256": ""}
+MANIFEST = {
+    "format": 1, "key": {"dtype": "float32"}, "names": ["a"], "row shape": [1, 1], "shards": [SHARD]
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"format": 2},
+        {"key": {"dtype": ["float32"]}},
+        {"key": {"dtype": "float32", "more": 3}},
+        {"names": [1]},
+        {"names": [], "shards": []},
+        {"row shape": [1.0, 1]},
+        {"row shape": [10**9, -(10**9)]},
+        {"shards": [SHARD | {"name": "../a.safetensors"}]},
+        {"shards": [SHARD | {"name": "/etc/passwd"}]},
+        {"shards": [SHARD | {"name": SHARD["name"] + "/../x"}]},
+        {"shards": [SHARD | {"rows": True}]},
+        {"shards": [SHARD | {"rows": -1}]},
+        {"shards": {"name": "a"}},
+    ],
+)
+def test_sealed_manifest_of_a_hostile_hand_is_refused(tmp_path, changes):
+    (tmp_path / SHARD["name"]).write_bytes(b"x")
+    (tmp_path / "manifest.json").write_bytes(seal(MANIFEST | changes))
+    with pytest.raises(StoreError, match=r"manifest\.json"):
+        ActivationStore.open(tmp_path)
+
+
+def test_shard_of_another_size_than_the_row_shape_is_refused(tmp_path):
+    build(tmp_path)
+    manifest = unseal(tmp_path / "manifest.json")
+    (tmp_path / "manifest.json").write_bytes(seal(manifest | {"row shape": [10**9, 10**9]}))
+    with pytest.raises(StoreError, match="header is not that of this shard"):
+        ActivationStore.open(tmp_path)
+
+
+def test_swapped_shards_are_refused_when_opened(tmp_path):
+    first, second = (tmp_path / shard.name for shard in build(tmp_path)._shards[:2])
+    data = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(data)
+    with pytest.raises(StoreError, match=first.name):
+        ActivationStore.open(tmp_path)
+
+
+def test_a_shard_damaged_before_the_seal_is_computed_again(tmp_path):
+    whole = build(tmp_path)
+    before, shard = content(tmp_path), tmp_path / whole._shards[1].name
+    (tmp_path / "manifest.json").unlink()
+    data = bytearray(before[shard.name])
+    data[-3] ^= 4
+    shard.write_bytes(data)
+    build(tmp_path)
+    assert content(tmp_path) == before
+
+
+def test_names_that_are_no_text_are_kept(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i, name in enumerate([b"\xff\xfe.png", b"\n<b>.png", "ü.png".encode()]):
+        Image.new("RGB", (16, 16), (i, i, i)).save(tmp_path / "x.png")
+        os.rename(tmp_path / "x.png", os.fsencode(folder) + b"/" + name)
+    store = build(tmp_path / "store", images=folder)
+    assert sorted(map(os.fsencode, store.names)) == sorted(os.listdir(os.fsencode(folder)))
 
 
 def test_absent_store(tmp_path):

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from ..backbone import Backbone
-from ..extraction.sae.checkpoint import FORMAT, check_tensors, is_history, pack, unpack
+from ..extraction.sae.checkpoint import is_history
 from ..files import write_atomically
+from ..sealing import FORMAT, check_tensors, digest, pack, unpack
 
 if TYPE_CHECKING:
     from .base import Bottleneck
@@ -46,6 +47,9 @@ def load(cls: type[Model], folder: Path, backbone: Backbone | None) -> Model:
     """Read a folder that `save` wrote, trusting nothing in it."""
     path = folder / CONFIG
     config = _read(path, cls.__name__)
+    tensors, record = unpack(folder / WEIGHTS)
+    if digest(record.get("config")) != digest(config):
+        raise ValueError(f"{path} is not the one that {folder / WEIGHTS} was saved with")
     try:
         model = cls(backbone, **config["options"])
         names, classes = list(map(str, config["concept_names"])), np.asarray(config["classes"])
@@ -59,9 +63,6 @@ def load(cls: type[Model], folder: Path, backbone: Backbone | None) -> Model:
     model.backbone_ = backbone
     network = model._network(n_features, len(names), len(classes))
     path = folder / WEIGHTS
-    tensors, record = unpack(path)
-    if record.get("config") != config:
-        raise ValueError(f"{path} belongs to another {CONFIG} than the one beside it")
     floating = [t.dtype for t in tensors.values() if t.is_floating_point()]
     network = network.to(floating[0]) if floating else network
     check_tensors(path, tensors, network.state_dict())

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from .. import distributed
 from ..files import write_atomically
+from ..sealing import check_tensors, pack, unpack
 from .rows import Rows
-from .sae.checkpoint import check_tensors, pack, unpack
 
 Update = Callable[..., None]
 # How the extrapolation's length reacts: it grows slowly and falls at once (Ang & Gillis 2019).

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from ...files import write_atomically
+from ...sealing import check_tensors, pack, unpack
 
-FORMAT = 1
 NAME = "checkpoint.safetensors"
 
 
@@ -50,45 +46,6 @@ def read(
     return tensors, found
 
 
-def pack(tensors: dict[str, Tensor], record: dict[str, Any]) -> bytes:
-    """Bytes of a safetensors file whose metadata is `record`, a format number and a checksum."""
-    here = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    content = {"format": FORMAT, "sha256": _sha256(here), **record}
-    return save(here, {"conceptlens": json.dumps(content)})
-
-
-def unpack(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return what `pack` wrote.
-
-    Raises
-    ------
-    ValueError
-        If the file is missing, damaged or not one of ours.
-    """
-    try:
-        with safe_open(path, "pt") as file:
-            record = json.loads((file.metadata() or {})["conceptlens"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be read: {error!r}") from error
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise ValueError(f"{path} is not of format {FORMAT}, which this version reads")
-    if record.get("sha256") != _sha256(tensors):
-        raise ValueError(f"{path} is damaged: its checksum differs")
-    return tensors, record
-
-
-def check_tensors(path: Path, tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """Refuse tensors of other names, shapes or types than `expected`."""
-    kinds, wanted = (
-        {name: (tuple(t.shape), t.dtype) for name, t in group.items()}
-        for group in (tensors, expected)
-    )
-    if kinds != wanted:
-        wrong = sorted(n for n in kinds.keys() | wanted if kinds.get(n) != wanted.get(n))
-        raise ValueError(f"{path} does not hold the expected tensors: see {', '.join(wrong)}")
-
-
 def is_history(record: dict[str, Any]) -> bool:
     """Whether `record` has the figures of each epoch."""
     history = record.get("history")
@@ -104,11 +61,3 @@ def _differences(found: Any, record: dict[str, Any]) -> str:
         return ""
     differ = [f"{n}={found.get(n)!r}, not {v!r}" for n, v in settings.items() if found.get(n) != v]
     return f" ({'; '.join(differ)})"
-
-
-def _sha256(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(f"{name} {tuple(tensors[name].shape)} {tensors[name].dtype}".encode())
-        digest.update(tensors[name].numpy().data)
-    return digest.hexdigest()

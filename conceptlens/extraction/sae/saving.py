@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..._version import __version__
 from ...files import write_atomically
-from .checkpoint import FORMAT, check_tensors, is_history, pack, unpack
+from ...sealing import FORMAT, check_tensors, digest, pack, unpack
+from .checkpoint import is_history
 from .settings import Settings
 from .training import start
 
@@ -48,7 +49,7 @@ def save(sae: SparseAutoencoder, folder: Path) -> None:
     options = sae.get_params()
     record = {"n_iter": sae.n_iter_, "history": sae.history_}
     config = {"format": FORMAT, "version": __version__, "options": options, **record}
-    write_atomically(folder / "model.safetensors", pack(sae.weights_, {"options": options}))
+    write_atomically(folder / "model.safetensors", pack(sae.weights_, {"config": config}))
     table = "\n".join(f"| {name} | {value!r} |" for name, value in options.items())
     figures = {name: sae.history_[-1][name] for name in ("r2", "l0", "dead")}
     card = CARD.format(
@@ -74,7 +75,7 @@ def load(cls: type[SparseAutoencoder], folder: Path) -> SparseAutoencoder:
         raise ValueError(f"{path} is damaged: it lacks n_iter or history")
     path = folder / "model.safetensors"
     weights, record = unpack(path)
-    if record.get("options") != options:
+    if digest(record.get("config")) != digest(config):
         raise ValueError(f"{path} belongs to another config.json than the one beside it")
     intercept = weights.get("intercept")
     if intercept is None or intercept.ndim != 1:
