@@ -317,7 +317,7 @@ class Explanation:
                 concept_names=concept_names,
             ),
             concepts=concepts,
-            pictures=_read_pictures([folder / name for name in files]),
+            pictures=_read_pictures(folder, files),
             picture_names=names,
             concept_maps=tensors["concept_maps"],
             components=tensors["components"],
@@ -399,13 +399,13 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _read_pictures(paths: list[Path]) -> Tensor:
+def _read_pictures(folder: Path, names: list[str]) -> Tensor:
     from .images import read_image, to_bytes
 
-    pictures = [to_bytes(read_image(path)) for path in paths]
+    pictures = [to_bytes(read_image(folder / name)) for name in names]
     shapes = {picture.shape for picture in pictures}
     if len(shapes) != 1:
-        raise ValueError(f"the pictures beside {paths[:1]} have {len(shapes)} sizes, expected one")
+        raise ValueError(f"the pictures of {folder} have {len(shapes)} sizes, expected one")
     return torch.stack(pictures)
 
 

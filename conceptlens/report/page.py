@@ -76,7 +76,11 @@ def data_uri(picture: Tensor) -> str:
 
 
 def figure_uri(figure: Figure) -> str:
-    """A matplotlib figure as a PNG inside a URI."""
+    """A matplotlib figure as a PNG inside a URI; dollars in names begin no formula."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
