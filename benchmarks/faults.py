@@ -30,8 +30,8 @@ from tables import show
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--flips", type=int, default=600, help="bits flipped in each artefact")
-    parser.add_argument("--kills", type=int, default=60, help="of each run, at lines")
+    parser.add_argument("--flips", type=int, default=160, help="bits flipped in each artefact")
+    parser.add_argument("--kills", type=int, default=40, help="of each run, at lines")
     parser.add_argument("--quick", action="store_true", help="some hundred faults")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()

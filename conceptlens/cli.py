@@ -78,6 +78,12 @@ def _parser() -> argparse.ArgumentParser:
     cache.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
     cache.add_argument("--workers", type=int, default=0, help="processes that read pictures (0)")
 
+    verify = _command(
+        commands, "verify", _verify, "read every byte of stores and explanations, check the sums",
+        "conceptlens verify acts out",
+    )  # fmt: skip
+    verify.add_argument("folders", metavar="FOLDER", nargs="+", help="what cache or explain wrote")
+
     layers = _command(
         commands, "layers", _layers, "list the layers a model can be cut at",
         "conceptlens layers torchvision:resnet50",
@@ -102,7 +108,7 @@ def _command(
         name,
         help=summary,
         description=summary[0].upper() + summary[1:] + ".",
-        epilog=f"example:\n  {example}\n\n{'' if name in ('demo', 'compare') else FORMS}",
+        epilog=f"example:\n  {example}\n\n{'' if name in ('demo', 'compare', 'verify') else FORMS}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.set_defaults(run=run)
@@ -169,6 +175,18 @@ def _cache(options: argparse.Namespace) -> None:
         num_workers=options.workers,
     )
     print(store)
+
+
+def _verify(options: argparse.Namespace) -> None:
+    from .explanation import Explanation
+    from .store import ActivationStore
+
+    for folder in map(Path, options.folders):
+        if (folder / "explanation.json").exists():
+            Explanation.load(folder)
+        else:
+            ActivationStore.open(folder).verify()
+        print(f"{folder}: whole")
 
 
 def _layers(options: argparse.Namespace) -> None:

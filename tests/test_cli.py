@@ -88,6 +88,23 @@ def test_cache_writes_a_store_and_a_second_run_finds_it(files, capsys):
     assert ActivationStore.open(files / "store").shape == (12, 64, 12)
 
 
+def test_verify_tells_whole_from_damaged(files, capsys):
+    make = "{d}/net.py:with_names {d}/photos --layer 1 --out {d}"
+    run(files, f"cache {make}/store", capsys)
+    run(files, f"explain {make}/out --concepts 2 --patch-size 32", capsys)
+    status, out, err = run(files, "verify {d}/store {d}/out", capsys)
+    assert (status, err) == (0, "")
+    assert out == f"{files}/store: whole\n{files}/out: whole\n"
+    for damaged in (max((files / "store").glob("*.safetensors")), files / "out/pictures/00000.png"):
+        data = bytearray(damaged.read_bytes())
+        data[-20] ^= 1
+        damaged.write_bytes(data)
+        status, _, err = run(files, f"verify {damaged.parents[damaged.suffix == '.png']}", capsys)
+        assert status == 2
+        assert err.startswith(f"conceptlens: error: {damaged} is damaged")
+    assert run(files, "verify {d}/photos", capsys)[0] == 2
+
+
 def test_layers_lists_what_can_be_cut(files, capsys):
     status, out, _ = run(files, "layers {d}/net.py:net", capsys)
     assert status == 0
@@ -152,7 +169,7 @@ def test_one_broken_picture_is_skipped_and_named(files, capsys):
     assert "bad.jpg" in err
 
 
-@pytest.mark.parametrize("command", ["", "demo", "explain", "cache", "layers"])
+@pytest.mark.parametrize("command", ["", "demo", "explain", "cache", "verify", "layers"])
 def test_help_has_an_example(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([*command.split(), "--help"])

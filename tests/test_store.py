@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -340,3 +341,80 @@ def test_layers_are_resumed_and_only_what_is_missing_is_computed(tmp_path):
 def test_no_layers(tmp_path):
     with pytest.raises(ValueError, match="layers is empty"):
         build_layers(tmp_path, deep_network(), layers=())
+
+
+CROWD = textwrap.dedent(
+    """
+    import os, sys, time, traceback
+    sys.path.insert(0, {tests!r})
+    import torch
+    from test_store import ActivationStore, Backbone, StoreError, build, network
+    torch.set_num_threads(1)  # what a forked process can use
+    path, start = {path!r}, time.time() + 0.5
+
+    def builds():
+        bb, passes = Backbone(network(), "1"), []
+        run = bb.activations
+        bb.activations = lambda x: (passes.append(len(x)), run(x))[1]
+        build(path, bb=bb)
+        os.write(1, b"computed %d\\n" % sum(n for n in passes if n > 1))
+
+    def reads():
+        while time.time() < start + 60:
+            try:
+                return ActivationStore.open(path).verify()
+            except StoreError as error:
+                assert "unfinished" in str(error) or "no store" in str(error), error
+        raise TimeoutError
+
+    for work in [builds] * 8 + [reads] * 2:
+        if os.fork() == 0:
+            status = 1
+            try:
+                time.sleep(max(0, start - time.time()))
+                work()
+                status = 0
+            except BaseException:
+                traceback.print_exc()
+            os._exit(status)
+    print("statuses", sum(os.wait()[1] for _ in range(10)))
+    """
+)
+
+
+def test_eight_processes_build_one_store_once_while_others_read(tmp_path):
+    code = CROWD.format(tests=str(Path(__file__).parent), path=str(tmp_path / "crowd"))
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert run.stderr == ""
+    # One computed every picture once, and nobody else any.
+    assert sorted(run.stdout.splitlines()) == ["computed 0"] * 7 + ["computed 50", "statuses 0"]
+    build(tmp_path / "alone")
+    assert content(tmp_path / "crowd") == content(tmp_path / "alone")
+
+
+def test_threads_build_one_store(tmp_path):
+    with ThreadPoolExecutor(4) as pool:
+        stores = list(pool.map(lambda _: build(tmp_path / "a"), range(4)))
+    build(tmp_path / "b")
+    assert content(tmp_path / "a") == content(tmp_path / "b")
+    assert all(torch.equal(store[:], stores[0][:]) for store in stores)
+
+
+def test_the_lock_of_a_dead_owner_holds_nobody(tmp_path):
+    code = (
+        "import os, sys; from filelock import FileLock; "
+        "FileLock(sys.argv[1]).acquire(); os.kill(os.getpid(), 9)"
+    )
+    dead = subprocess.run([sys.executable, "-c", code, tmp_path / ".lock"])
+    assert dead.returncode == -signal.SIGKILL
+    assert (tmp_path / ".lock").exists()
+    assert len(build(tmp_path)) == 50
+
+
+def test_a_sealed_store_is_opened_without_writing(tmp_path):
+    build(tmp_path)
+    (tmp_path / ".lock").unlink()
+    before = sorted(os.listdir(tmp_path))
+    assert len(build(tmp_path)) == 50
+    ActivationStore.open(tmp_path).verify()
+    assert sorted(os.listdir(tmp_path)) == before
