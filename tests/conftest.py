@@ -1,8 +1,13 @@
+import os
+
 import matplotlib
 import pytest
 import torch
 
 matplotlib.use("Agg")
+# Workers share the cores.
+n_workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+torch.set_num_threads(max(1, (os.cpu_count() or 1) // n_workers))
 
 DEVICES = [
     "cpu",
