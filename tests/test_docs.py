@@ -77,7 +77,10 @@ def workplace(tmp_path, monkeypatch):
 
     monkeypatch.setattr(conceptlens.classifiers, "torchvision_classifier", untrained)
     mine = {"model": namespace["make"](), "transform": transform, "names": list("abcd")}
-    return {**mine, "x": torch.rand(2, 3, 96, 96, generator=generator)}
+    pictures = torch.rand(40, 3, 96, 96, generator=generator)
+    labelled = {"y": torch.arange(40) % 4, "c": torch.rand(40, 2, generator=generator) < 0.5}
+    mine |= labelled | {"concept_names": ["striped", "dotted"], "pictures": pictures}
+    return {**mine, "x": pictures[:2]}
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=lambda p: p.stem)
