@@ -14,6 +14,7 @@ from conceptlens.datasets.tiny_clip import TinyCLIP, config
 open_clip = pytest.importorskip("open_clip")
 
 CLASSES = ["red disc", "blue square", "cyan ring"]
+VIT = {"image_size": 64, "patch_size": 8, "layers": 3, "width": 64, "head_width": 16}
 RESNET = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16, "head_width": 16}
 
 
@@ -57,16 +58,23 @@ def test_the_name_of_a_folder_gives_what_the_model_gives(tiny, tmp_path):
     torch.testing.assert_close(pixels[:, 5, 5], torch.tensor([1.0, 0.0, 0.2]))
 
 
-@pytest.mark.parametrize("vision", [None, RESNET], ids=["ViT", "ResNet"])
-def test_towers_cut_at_any_layer(vision):
+@pytest.mark.parametrize(
+    ("vision", "layers"),
+    [
+        (VIT, ["visual.transformer.resblocks.1"]),
+        (RESNET, ["visual.layer1", "visual.layer4"]),
+        (None, ["visual.trunk.layer2"]),
+    ],
+    ids=["ViT", "ResNet", "timm"],
+)
+def test_towers_cut_at_any_layer(vision, layers):
     clip = untrained(vision)
     whole = clip.backbone(CLASSES)
     x = torch.rand(2, 3, 64, 64)
     expected = whole.model(x)
     names = [info.name for info in whole.layers()]
-    wanted = ["visual.layer1", "visual.layer4"] if vision else ["visual.transformer.resblocks.1"]
-    assert {"visual", *wanted} <= {*names}
-    for layer in ["visual", *wanted]:
+    assert {"visual", *layers} <= {*names}
+    for layer in ["visual", *layers]:
         torch.testing.assert_close(clip.backbone(CLASSES, layer)(x), expected)
     embeddings = clip.backbone(CLASSES, "visual").activations(x)
     assert embeddings.shape == (2, 1, whole.model.text.shape[1])
