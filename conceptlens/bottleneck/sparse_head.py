@@ -116,21 +116,25 @@ def fit_sparse_head(
     weight, b = weight.to(codes).clone(), b.to(codes).clone()
     chosen = (weight != 0).any(0)
     steps, bound = 0, float("-inf")
+    calm: Tensor | None = None
     while True:
         value, b, residual = loss(weight @ codes.T, b)
         gradient = residual @ codes
         objective = value + float(penalty(weight))
         bound = max(bound, loss.dual(residual, gradient, penalty))
+        if calm is not None:
+            bound = max(bound, loss.dual(calm, calm @ codes, penalty))
         gap = objective - bound
         if gap <= tol * objective or steps >= max_iter:
             break
         violation = (gradient.abs() - penalty.l1).amax(0).masked_fill(chosen, 0).clamp(min=0)
         chosen = _grown(chosen, violation)
         precision = max(0.1 * gap / objective, 0.5 * tol)
-        x, centre, scale = _standardised(codes[:, chosen], loss.share if intercept else None)
+        x = codes[:, chosen]
+        centre, scale = _standardise(x, loss.share if intercept else None)
         scaled = weight[:, chosen] * scale
         offset = b + weight[:, chosen] @ centre
-        solved, used = solve(
+        solved, calm, used = solve(
             x, loss, penalty.scaled(scale), scaled, offset, precision, max_iter - steps
         )
         weight[:, chosen] = solved / scale
@@ -205,13 +209,14 @@ def _grown(chosen: Tensor, violation: Tensor) -> Tensor:
     return chosen
 
 
-def _standardised(x: Tensor, share: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Columns of unit size, about their mean where there is an intercept to make up for it."""
+def _standardise(x: Tensor, share: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Bring columns to unit size in place; about their mean where an intercept makes up for it."""
     centre = torch.zeros_like(x[0]) if share is None else share @ x
-    x = x - centre
-    scale = x.square().mean(0).sqrt()
+    x -= centre
+    scale = x.norm(dim=0) / len(x) ** 0.5
     scale = torch.where(scale > 0, scale, 1)
-    return x / scale, centre, scale
+    x /= scale
+    return centre, scale
 
 
 def _check(

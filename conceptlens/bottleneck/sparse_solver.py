@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# The most steps of the inner solver, which minimises the quadratic model of a step.
-INNER = 50
+# The most steps of the inner solver, which minimises the quadratic model of a step; and what a new
+# step counts in the mean of gradients.
+INNER, NEW = 50, 0.3
 
 
 class Loss:
@@ -119,18 +120,27 @@ def solve(
     b: Tensor,
     tol: float,
     max_iter: int,
-) -> tuple[Tensor, int]:
-    """Minimise over the weights of standardised codes; returns them and the steps taken."""
+) -> tuple[Tensor, Tensor, int]:
+    """Minimise over the weights of standardised codes.
+
+    Returns them, a mean of the last steps' gradients in the logits, and the number of steps. The
+    mean bounds the minimum far better in the end than they do one by one: about the minimum they
+    swing from side to side, and what they are off by costs 1/l2 of its square.
+    """
     gram, rounding = (x * loss.share[:, None]).T @ x, 10 * torch.finfo(x.dtype).eps
     z = weight @ x.T
     widest = _largest_eigenvalue(gram)
-    ahead, z_ahead, momentum, stretch = weight, z, 1.0, 1.0
-    bound, last = float("-inf"), float("inf")
+    ahead, z_ahead, momentum, stretch, bound = weight, z, 1.0, 1.0, float("-inf")
+    calm, calm_gradient = z, weight  # of the first step, where they count nothing
     for step in range(1, max_iter + 1):
         value, b, residual = loss(z_ahead, b)
         gradient = residual @ x
         objective = value + float(penalty(ahead))
-        bound = max(bound, loss.dual(residual, gradient, penalty))
+        new_share = 1.0 if step == 1 else NEW
+        calm = calm.lerp(residual, new_share)
+        calm_gradient = calm_gradient.lerp(gradient, new_share)
+        for r, g in ((residual, gradient), (calm, calm_gradient)):
+            bound = max(bound, loss.dual(r, g, penalty))
         done = objective - bound <= tol * objective
         metric = loss.covariance(loss.probabilities(residual))
         metric += 1e-3 * metric.diagonal().mean() * torch.eye(len(metric)).to(metric)
@@ -144,15 +154,14 @@ def solve(
                 break
             stretch *= 1.5
         if done:
-            return new, step
-        # Momentum is dropped where it led uphill.
-        now = value + rise + float(penalty(new))
-        uphill, last = now > last, now
+            return new, calm, step
+        # Momentum is dropped where it points uphill.
+        uphill = float(((ahead - new) * (new - weight)).sum()) > 0
         following = (1 + (1 + 4 * (1.0 if uphill else momentum) ** 2) ** 0.5) / 2
         share = 0.0 if uphill else (momentum - 1) / following
         ahead, z_ahead = new + share * (new - weight), z_new + share * (z_new - z)
         weight, z, momentum, stretch = new, z_new, following, max(0.9 * stretch, 0.5)
-    return weight, max_iter
+    return weight, calm, max_iter
 
 
 def _step(
