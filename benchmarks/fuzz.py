@@ -101,7 +101,7 @@ def mutated_json(record: Any, chance: random.Random) -> Any:
                 node[key] += chance.choice((-1, 1, 0.5, 10**6))
             else:
                 node[key] = chance.choice(HOSTILE)
-        except (KeyError, IndexError):  # an earlier change removed it
+        except (KeyError, IndexError, OverflowError):  # removed by an earlier change, or huge
             continue
     return record
 

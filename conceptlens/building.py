@@ -22,8 +22,8 @@ from .manifest import (
     Shard,
     StoreError,
     check_key,
-    load_json,
     sha256_of,
+    unseal,
 )
 from .progress import bar
 from .sealing import digest, pack, seal, unpack
@@ -100,7 +100,7 @@ class StoreWriter:
             leftover.unlink()
         claim = self.path / "key.json"
         if claim.exists():
-            check_key(self.path, load_json(claim).get("key"), self.key)
+            check_key(self.path, unseal(claim).get("key"), self.key)
         elif any(self.path.glob("activations-*.safetensors")):
             raise StoreError(f"{self.path} holds shards of unknown origin: {REMEDY}")
         else:

@@ -66,7 +66,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         unfinished = (path / "key.json").exists()
         state = "an unfinished store: run build again" if unfinished else "no store"
         raise StoreError(f"{path} holds {state}")
-    manifest = _trusted(sealing.unseal, file)
+    manifest = unseal(file)
     if manifest.get("format") != FORMAT:
         raise StoreError(
             f"{file} has format {manifest.get('format')!r}, this version reads {FORMAT}"
@@ -110,9 +110,9 @@ def _list_of(value: Any, kind: type, length: int | None = None) -> bool:
     )
 
 
-def load_json(file: Path) -> dict[str, Any]:
-    """Read a JSON object; `StoreError` if the file holds none."""
-    return _trusted(sealing.load_json, file)
+def unseal(file: Path) -> dict[str, Any]:
+    """Read a sealed record; `StoreError` if the file is missing or damaged."""
+    return _trusted(sealing.unseal, file)
 
 
 def sha256_of(file: Path) -> str:

@@ -159,6 +159,12 @@ class NMF(SklearnExtractor):
             )
         if not rows.norm2:
             raise ValueError("all activations are zero: there is nothing to factorise")
+        kind = torch.finfo(rows.empty.dtype)
+        if not kind.tiny / kind.eps < rows.norm2 < kind.max * kind.eps:
+            raise ValueError(
+                f"the squares of all activations sum to {rows.norm2:.3g}, out of the range that "
+                f"{rows.empty.dtype} computes with: rescale them or give float64"
+            )
         for name, given, known in (("init", self.init, STARTS), ("solver", self.solver, SOLVERS)):
             if given not in known:
                 raise ValueError(f"{name} must be one of {list(known)}, got {given!r}")

@@ -47,5 +47,6 @@ def multiplicative(x: Tensor, gram: Tensor, cross: Tensor, l1: float = 0, l2: fl
 
 def least_squares(x: Tensor, gram: Tensor, cross: Tensor, l1: float = 0, l2: float = 0) -> None:
     """Set `x` to its minimum without the sign constraint; `l1` does not apply."""
-    ridge = 1e-8 * gram.diagonal().max() + l2
+    kind = torch.finfo(gram.dtype)  # below its eps a ridge would not mend rows of lower rank
+    ridge = max(1e-8, 10 * kind.eps) * gram.diagonal().max().clamp(min=kind.tiny) + l2
     x.copy_(torch.linalg.solve(gram + ridge * torch.eye(len(gram)).to(gram), cross))
