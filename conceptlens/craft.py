@@ -154,7 +154,10 @@ class CRAFT:
                 **self._fidelity(cm, codes, pictures),
                 **self._faithfulness(cm, codes, importance, pictures.target),
             },
-            provenance=self._provenance(pictures, crop_set, importance.method, extractor),
+            provenance={
+                **self._provenance(pictures, crop_set, importance.method, extractor),
+                "predicted only": predicted_only,
+            },
             logit_parts=logit_parts(
                 cm,
                 codes,

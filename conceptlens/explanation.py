@@ -25,8 +25,10 @@ from .sealing import seal, sha256_of, unseal
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from .craft import CRAFT
     from .local import Waterfall
     from .naming.names import Names
+    from .reproduction import Reproduction
 
 FORMAT = 1
 RECORD_FILE, TENSOR_FILE = "explanation.json", "tensors.safetensors"
@@ -210,6 +212,26 @@ class Explanation:
         if self.logit_parts is None:
             raise ValueError("this explanation holds no logit_parts: explain again")
         return waterfall_of(self.logit_parts[picture], self.target, self.importance.concept_names)
+
+    def reproduce(self, craft: CRAFT, images: Any) -> Reproduction:
+        """Explain again and tell what came out otherwise; no sub-concepts.
+
+        Parameters
+        ----------
+        craft : CRAFT
+            Made as for this explanation: what was made otherwise is told by the provenance.
+        images : folder, list, Dataset, DataLoader or Tensor
+            The pictures that were given then.
+
+        Returns
+        -------
+        Reproduction
+            ``exact`` if provenance and numbers are equal to the last bit, as they are on the same
+            machine with the same versions and number of threads; else it names the differences.
+        """
+        from .reproduction import reproduce
+
+        return reproduce(self, craft, images)
 
     def pixels(self, crop: Crop) -> Tensor:
         """Return the pixels of a crop, uint8 ``(3, h, w)``."""

@@ -78,6 +78,32 @@ def test_same_seed_same_explanation(explanation):
     assert torch.equal(again.importance.per_image, explanation.importance.per_image)
 
 
+def test_a_saved_explanation_is_reproduced_to_the_last_bit(explanation, tmp_path):
+    def craft(tol=1e-8, model=None, **options):
+        bb = Backbone(model or Colours(), "relu", class_names=["colourful", "dull"])
+        nmf = NMF(3, random_state=0, max_iter=3000, tol=tol)
+        return CRAFT(bb, 3, patch_size=16, extractor=nmf, **options)
+
+    loaded = Explanation.load(explanation.save(tmp_path))
+    again = loaded.reproduce(craft(), squares())
+    assert again.exact, again
+    assert again.within(0)
+    assert "equal to the last bit" in repr(again)
+    assert loaded.reproduce(craft(batch_size=5), squares()).within(1e-4)
+    other = Colours()
+    other.fc.weight.data[0, 1] = 2.0
+    changed = loaded.reproduce(craft(model=other, seed=1), squares())
+    assert set(changed.changed) == {"fingerprint", "seed"}
+    assert changed.differences["components"] == 0
+    assert not changed.within(0.05)
+    assert not changed.exact
+    assert "seed: 0 then, 1 now" in repr(changed)
+    assert loaded.reproduce(craft(), squares(seed=1)).differences["pictures"] == 255
+    fewer = loaded.reproduce(craft(), squares(8))
+    assert fewer.differences["scores"] == float("inf")
+    assert fewer.changed["pictures used"] == (16, 8)
+
+
 def test_batch_size_does_not_matter(explanation):
     bb = Backbone(Colours(), "relu", class_names=["colourful", "dull"])
     nmf = NMF(3, random_state=0, max_iter=3000, tol=1e-8)
