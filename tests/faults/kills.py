@@ -19,7 +19,14 @@ from artefacts import ARTEFACTS, Artefact, fit_autoencoder, fit_nmf, frozen
 from outcome import REFUSED, SURVIVED, UNCLEAR, WRONG, Outcomes
 
 # Whose lines a process is killed at.
-WRITERS = ("files.py", "building.py", "saving.py", "checkpoint.py", "explanation.py", "store.py")
+WRITERS = (
+    "files.py",
+    "building.py",
+    "saving.py",
+    "checkpoint.py",
+    "explanation_files.py",
+    "store.py",
+)
 NOBODY = 65534
 
 # What a user runs; for fits, reading is running to the end.
