@@ -6,6 +6,7 @@ import base64
 import hashlib
 import io
 import math
+from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
@@ -55,16 +56,23 @@ def render(explanation: Explanation) -> str:
 
 def fill(template: str, **values: Any) -> str:
     """Fill in one of this folder's templates; what is filled in is escaped."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("conceptlens", "report"), autoescape=True, undefined=StrictUndefined
-    )
     folder = files("conceptlens.report")
     style, script = ((folder / f"report.{s}").read_text(encoding="utf-8") for s in ("css", "js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.get_template(template).render(
-        style=style, script=script, script_hash=f"sha256-{digest}", **values
+    return (
+        _environment()
+        .get_template(template)
+        .render(style=style, script=script, script_hash=f"sha256-{digest}", **values)
+    )
+
+
+@cache
+def _environment() -> Any:
+    """The templates, each compiled once."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    return Environment(
+        loader=PackageLoader("conceptlens", "report"), autoescape=True, undefined=StrictUndefined
     )
 
 
