@@ -8,7 +8,13 @@ import torch
 from sklearn.exceptions import NotFittedError
 
 from conceptlens import Backbone
-from conceptlens.bottleneck import BOTTLENECKS, ConceptBottleneck, PosthocCBM
+from conceptlens.bottleneck import (
+    BOTTLENECKS,
+    ConceptBottleneck,
+    DiscoverThenNameCBM,
+    PosthocCBM,
+    SparseCBM,
+)
 from conceptlens.bottleneck.data import TrainingData
 from conceptlens.report.bottleneck import _judge, _weights
 
@@ -41,7 +47,25 @@ def check_alone(page):
     assert anchors <= set(re.findall(r'id="([^"]*)"', page))
 
 
-@pytest.mark.parametrize("name", BOTTLENECKS)
+UNLABELLED = [
+    name
+    for name, make in BOTTLENECKS.items()
+    if isinstance(make(0), (SparseCBM, DiscoverThenNameCBM))
+]
+
+
+@pytest.mark.parametrize("name", UNLABELLED)
+def test_models_of_texts_or_discovered_concepts_report_on_classes_alone(name, tmp_path):
+    x, y, _ = rows()
+    x = torch.cat([x, x.flip(1)], 1)  # as many features as the recipes have texts
+    model = BOTTLENECKS[name](0).fit(x, y)
+    page = model.report(tmp_path / "cbm.html", x, y).read_text(encoding="utf-8")
+    check_alone(page)
+    assert measure(page, "class accuracy").startswith(f"{model.score(x, y):.3f} ±")
+    assert ">concept accuracy" not in page
+
+
+@pytest.mark.parametrize("name", [name for name in BOTTLENECKS if name not in UNLABELLED])
 def test_every_model_reports_on_the_rows_it_kept_back(name, tmp_path):
     x, y, concepts = rows()
     model = BOTTLENECKS[name](0).fit(x, y, concepts=concepts)
