@@ -29,8 +29,11 @@ from .data import (
     features_of,
     is_pictures,
 )
+from .training import Loss, train
 
 Self = TypeVar("Self", bound="Bottleneck")
+# The options of `train` that models have under the same names.
+TRAINING = ("max_epochs", "batch_size", "lr", "weight_decay", "patience", "random_state")
 
 
 class Network(nn.Module, ABC):
@@ -322,6 +325,11 @@ class Bottleneck(ClassifierMixin, BaseEstimator, ABC):
         return path
 
     # -- how ----------------------------------------------------------------------------------
+
+    def _train(self, part: nn.Module, loss: Loss, data: TrainingData, **changes: Any) -> None:
+        """Train a part of the network by this model's options, but for `changes`."""
+        options = {name: getattr(self, name) for name in TRAINING if hasattr(self, name)}
+        self.history_ += train(part, loss, data, **(options | changes))
 
     def _judged(self, x: Any, y: Any, concepts: Any) -> TrainingData:
         """Rows to judge the model by, checked; those held out where x is None."""

@@ -13,7 +13,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from ..backbone import Backbone
 from .base import Bottleneck, Network
 from .data import TrainingData, deviations, is_binary
-from .training import Loss, train
+from .training import Loss
 
 TRAININGS = ("joint", "sequential", "independent")
 
@@ -176,27 +176,7 @@ class ConceptBottleneck(Bottleneck):
             x = torch.stack([pictures[i] for i in batch.rows.tolist()]).to(batch.features)
             return joint_loss(replace(batch, features=backbone.trunk(x).mean(1)))
 
-        self._train(network, loss, data, self.finetune_epochs, self.lr / 10)
-
-    def _train(
-        self,
-        part: nn.Module,
-        loss: Loss,
-        data: TrainingData,
-        max_epochs: int | None = None,
-        lr: float | None = None,
-    ) -> None:
-        self.history_ += train(
-            part,
-            loss,
-            data,
-            max_epochs=max_epochs or self.max_epochs,
-            lr=lr or self.lr,
-            batch_size=self.batch_size,
-            weight_decay=self.weight_decay,
-            patience=self.patience,
-            random_state=self.random_state,
-        )
+        self._train(network, loss, data, max_epochs=self.finetune_epochs, lr=self.lr / 10)
 
 
 def _copied(backbone: Backbone) -> Backbone:

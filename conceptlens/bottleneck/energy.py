@@ -14,7 +14,6 @@ from .data import TrainingData, is_binary
 from .energies import EnergyNetwork, draw_flips
 from .energy_inference import average, infer
 from .energy_joint import JointDistribution
-from .training import train
 
 
 class EnergyCBM(Bottleneck):
@@ -156,15 +155,5 @@ class EnergyCBM(Bottleneck):
             flips = draw_flips(len(batch), labels.shape[1], generator).to(batch.y.device)
             return network.loss(batch.features, batch.y, batch.labelled, flips)
 
-        self.history_ = train(
-            network,
-            loss,
-            data,
-            max_epochs=self.max_epochs,
-            lr=self.lr,
-            batch_size=self.batch_size,
-            weight_decay=self.weight_decay,
-            patience=self.patience,
-            random_state=self.random_state,
-        )
+        self._train(network, loss, data)
         return network

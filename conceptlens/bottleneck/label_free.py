@@ -12,7 +12,6 @@ from ..backbone import Backbone
 from .base import Bottleneck, Network
 from .data import TrainingData, deviations
 from .head import fit_head
-from .training import train
 
 
 class StandardisedNetwork(Network):
@@ -128,17 +127,7 @@ class LabelFreeCBM(Bottleneck):
         def loss(batch: TrainingData) -> Tensor:
             return -cubed_cosine(projection(batch.features / deviation), batch.labelled).mean()
 
-        self.history_ = train(
-            projection,
-            loss,
-            data,
-            max_epochs=self.max_epochs,
-            lr=self.lr,
-            batch_size=self.batch_size,
-            weight_decay=self.weight_decay,
-            patience=self.patience,
-            random_state=self.random_state,
-        )
+        self._train(projection, loss, data)
         with torch.no_grad():
             projection.weight.div_(deviation)
             kept = self._kept(projection, data.held_out)

@@ -16,7 +16,6 @@ from ..backbone import Backbone
 from .base import Bottleneck, Network
 from .data import TrainingData, deviations, is_binary
 from .head import fit_head
-from .training import train
 
 CLASSIFIERS = {"logistic": LogisticRegression, "svm": LinearSVC}
 # Corrections move a projection to where training rows without and with the concept lie.
@@ -209,17 +208,7 @@ class PosthocCBM(Bottleneck):
             logits = network.classify(codes).detach() + residual(batch.features)
             return cross_entropy(logits, batch.y, weights)
 
-        self.history_ = train(
-            residual,
-            loss,
-            data,
-            max_epochs=self.max_epochs,
-            lr=self.lr,
-            batch_size=self.batch_size,
-            weight_decay=self.weight_decay,
-            patience=self.patience,
-            random_state=self.random_state,
-        )
+        self._train(residual, loss, data)
 
     def codes_with(self, codes: Tensor, values: Tensor, mask: Tensor) -> Tensor:
         """Put corrected concepts into codes, as the projections that stand for them."""

@@ -16,7 +16,6 @@ from .base import Bottleneck, Network
 from .data import TrainingData
 from .lora import AdaptedBackbone, LowRankAdapters
 from .sparse_losses import contrastive_loss, gumbel_loss, l1_loss, similarity_loss
-from .training import train
 
 # The ways, with the default weight of each one's loss beside the classes' cross-entropy.
 SPARSITIES = {"gumbel": 1.0, "l1": 1e-3, "contrastive": 1.0}
@@ -174,15 +173,7 @@ class SparseCBM(Bottleneck):
             classes = cross_entropy(network.head(outputs), batch.y, weights)
             return classes + own_loss(outputs, scores)
 
-        self.history_ = train(
-            network,
-            loss,
-            data,
-            max_epochs=self.max_epochs,
-            lr=self.lr,
-            batch_size=self.batch_size,
-            random_state=self.random_state,
-        )
+        self._train(network, loss, data)
         return network
 
     def _check(self) -> None:

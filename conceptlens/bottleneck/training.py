@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +12,6 @@ from ..progress import bar
 from .data import TrainingData
 
 Loss = Callable[[TrainingData], Tensor]
-OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "adam": torch.optim.AdamW,
-    "sgd": partial(torch.optim.SGD, momentum=0.9, nesterov=True),
-}
 
 
 def train(
@@ -30,7 +25,6 @@ def train(
     random_state: int,
     weight_decay: float = 0.0,
     patience: int | None = None,
-    optimiser: str = "adam",
 ) -> list[dict[str, float]]:
     """Minimise a loss over minibatches, and leave `network` as it was after its best epoch.
 
@@ -48,13 +42,11 @@ def train(
     max_epochs, batch_size : int
         The most epochs, and rows a step.
     lr, weight_decay : float
-        The optimiser's.
+        AdamW's.
     random_state : int
         Fixes the order of the rows.
     patience : int, optional
         Stop after so many epochs without a better held-out loss. Default: never.
-    optimiser : {"adam", "sgd"}
-        AdamW, or Nesterov's momentum of 0.9.
 
     Returns
     -------
@@ -70,7 +62,7 @@ def train(
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     parameters = [p for p in network.parameters() if p.requires_grad]
-    steps = OPTIMISERS[optimiser](parameters, lr=lr, weight_decay=weight_decay)
+    steps = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
     generator = torch.Generator().manual_seed(random_state)
     history: list[dict[str, float]] = []
     best, best_epoch, weights = math.inf, 0, network.state_dict()
