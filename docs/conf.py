@@ -69,12 +69,23 @@ def write_benchmarks(results: Path) -> None:
     (DOCS / "benchmarks.md").write_text("\n".join(lines))
 
 
-def setup(app: Sphinx) -> None:
+def leave_out(app, what, name, obj, skip, options):
     """Leave out the methods that scikit-learn adds to every estimator for its own plumbing."""
-    app.connect(
-        "autodoc-skip-member",
-        lambda app, what, name, obj, skip, options: skip or name.endswith("_request"),
-    )
+    return skip or name.endswith("_request")
+
+
+def level_captions(app, page, template, context, doctree):
+    """Tell screen readers the level of the headings that captions of lists of pages are."""
+    for part in ("body", "furo_navigation_tree"):
+        if part in context:
+            levelled = context[part].replace('role="heading"', 'role="heading" aria-level="2"')
+            context[part] = levelled
+
+
+def setup(app: Sphinx) -> None:
+    """Connect what is above to Sphinx's events."""
+    app.connect("autodoc-skip-member", leave_out)
+    app.connect("html-page-context", level_captions, priority=900)  # after the theme's
 
 
 copy_sources()

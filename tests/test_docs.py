@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from browser import needs_browser, serious_violations
 from PIL import Image
 from torchvision import transforms
 from torchvision.models import ResNet18_Weights
@@ -98,11 +99,23 @@ def test_code_of_a_page_runs(page, workplace):
                 assert SETUP in line, f"{page.name}: nobody runs {line!r}"
 
 
-def test_pages_build_without_a_warning(tmp_path):
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("docs")
     build = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html"]
     result = subprocess.run(
-        [*build, "-D", "nb_execution_mode=off", "docs", str(tmp_path)],
+        [*build, "-D", "nb_execution_mode=off", "docs", str(folder)],
         cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
+    return result, folder
+
+
+def test_pages_build_without_a_warning(built):
+    result, folder = built
     assert result.returncode == 0, result.stderr
-    assert (tmp_path / "index.html").exists()
+    assert (folder / "index.html").exists()
+
+
+@needs_browser
+def test_axe_finds_nothing_serious_on_the_front_page(built, tmp_path):
+    assert serious_violations(built[1] / "index.html", tmp_path) == []
