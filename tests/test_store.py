@@ -393,8 +393,9 @@ def test_eight_processes_build_one_store_once_while_others_read(tmp_path):
 
 
 def test_threads_build_one_store(tmp_path):
+    backbones = [Backbone(network(), "1") for _ in range(4)]  # seeding is not for threads
     with ThreadPoolExecutor(4) as pool:
-        stores = list(pool.map(lambda _: build(tmp_path / "a"), range(4)))
+        stores = list(pool.map(lambda bb: build(tmp_path / "a", bb=bb), backbones))
     build(tmp_path / "b")
     assert content(tmp_path / "a") == content(tmp_path / "b")
     assert all(torch.equal(store[:], stores[0][:]) for store in stores)
