@@ -54,6 +54,13 @@ def load_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def load_config(path: Path) -> dict[str, Any]:
+    """Read a JSON object of this format; ValueError if the file holds none."""
+    config = load_json(path)
+    _check_format(path, config)
+    return config
+
+
 def digest(content: Any) -> str:
     """SHA-256 of what JSON can say, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -95,8 +102,7 @@ def unpack(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (OSError, SafetensorError, ValueError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
-    if record.get("format") != FORMAT:
-        raise ValueError(f"{path} is not of format {FORMAT}, which this version reads")
+    _check_format(path, record)
     if record.pop(SUM, None) != _sha256(tensors, record):
         raise ValueError(f"{path} is damaged: its checksum differs")
     return tensors, record
@@ -122,6 +128,11 @@ def check_tensors(path: Path, tensors: dict[str, Tensor], expected: dict[str, Te
     if kinds != wanted:
         wrong = sorted(n for n in kinds.keys() | wanted if kinds.get(n) != wanted.get(n))
         raise ValueError(f"{path} does not hold the expected tensors: see {', '.join(wrong)}")
+
+
+def _check_format(path: Path, record: dict[str, Any]) -> None:
+    if record.get("format") != FORMAT:
+        raise ValueError(f"{path} is not of format {FORMAT}, which this version reads")
 
 
 def _sha256(tensors: dict[str, Tensor], record: dict[str, Any]) -> str:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from ..backbone import Backbone
 from ..extraction.sae.checkpoint import is_history
 from ..files import write_atomically
-from ..sealing import FORMAT, check_tensors, digest, pack, unpack
+from ..sealing import FORMAT, check_tensors, digest, load_config, pack, unpack
 
 if TYPE_CHECKING:
     from .base import Bottleneck
@@ -46,7 +46,11 @@ def save(model: Bottleneck, folder: Path) -> None:
 def load(cls: type[Model], folder: Path, backbone: Backbone | None) -> Model:
     """Read a folder that `save` wrote, trusting nothing in it."""
     path = folder / CONFIG
-    config = _read(path, cls.__name__)
+    config = load_config(path)
+    if config.get("class") != cls.__name__:
+        raise ValueError(
+            f"{path} holds a {config.get('class')}, not a {cls.__name__}: load it with that"
+        )
     tensors, record = unpack(folder / WEIGHTS)
     if digest(record.get("config")) != digest(config):
         raise ValueError(f"{path} is not the one that {folder / WEIGHTS} was saved with")
@@ -69,15 +73,3 @@ def load(cls: type[Model], folder: Path, backbone: Backbone | None) -> Model:
     network.load_state_dict(tensors)
     model._learn(network, classes, names, n_features, config["history"])
     return model
-
-
-def _read(path: Path, name: str) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
-        raise ValueError(f"{path} is not of format {FORMAT}, which this version reads")
-    if config.get("class") != name:
-        raise ValueError(f"{path} holds a {config.get('class')}, not a {name}: load it with that")
-    return config

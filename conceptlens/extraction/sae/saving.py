@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..._version import __version__
 from ...files import write_atomically
-from ...sealing import FORMAT, check_tensors, digest, pack, unpack
+from ...sealing import FORMAT, check_tensors, digest, load_config, pack, unpack
 from .checkpoint import is_history
 from .settings import Settings
 from .training import start
@@ -63,7 +63,7 @@ def save(sae: SparseAutoencoder, folder: Path) -> None:
 def load(cls: type[SparseAutoencoder], folder: Path) -> SparseAutoencoder:
     """Read a folder that `save` wrote, trusting nothing in it."""
     path = folder / "config.json"
-    config = _read(path)
+    config = load_config(path)
     options = config.get("options")
     if not isinstance(options, dict) or options.keys() != cls().get_params().keys():
         raise ValueError(f"{path} is damaged: its options are not those of a {cls.__name__}")
@@ -84,13 +84,3 @@ def load(cls: type[SparseAutoencoder], folder: Path) -> SparseAutoencoder:
     sae = cls(**options)
     sae._learn(weights, config["history"], config["n_iter"])
     return sae
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
-        raise ValueError(f"{path} is not of format {FORMAT}, which this version reads")
-    return config
