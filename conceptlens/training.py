@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ def train_epochs(
     batch_size: int = 64,
     weight_decay: float = 1e-3,
     seed: int = 0,
+    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
 ) -> Iterator[int]:
     """Train `model` in place by AdamW, the learning rate rising and falling once.
 
@@ -36,7 +37,9 @@ def train_epochs(
     lr : float
         The highest learning rate.
     seed : int
-        Fixes the order of the pictures.
+        Fixes the order of the pictures, and what `augment` draws.
+    augment : callable, optional
+        Changes a batch of pictures before each step, at random by the generator that it is given.
     """
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
@@ -50,6 +53,7 @@ def train_epochs(
             model.train()
             for rows in torch.randperm(len(images), generator=generator).split(batch_size):
                 x, y = (t[rows.to(t.device)].to(device) for t in (images, labels))
+                x = x if augment is None else augment(x, generator)
                 loss = nn.functional.cross_entropy(model(x), y)
                 optimiser.zero_grad()
                 loss.backward()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import math
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -15,14 +15,16 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from ..files import cache_folder, write_atomically
-from ..progress import bar
+from ..training import train_epochs
 from .planted import PlantedConcepts
 
 Network = TypeVar("Network", bound=nn.Module)
 
-BATCH = 64
 # What a trained network depends on besides the data's settings.
-SOURCES = ("distribution.py", "drawing.py", "planted.py", "rules.py", "scene.py", "zoo.py")
+SOURCES = (
+    "distribution.py", "drawing.py", "planted.py", "rules.py", "scene.py", "zoo.py",
+    "../training.py",
+)  # fmt: skip
 
 
 class SmallCNN(nn.Module):
@@ -181,7 +183,7 @@ def _read(model: nn.Module, path: Path) -> bool:
 
 
 def data_key(data: PlantedConcepts, seed: int, sources: Sequence[str] = SOURCES) -> str:
-    """A digest of the data's settings, the seed and the source files of this folder."""
+    """A digest of the data's settings, the seed and source files, seen from this folder."""
     settings = {name: value for name, value in data.settings.items() if name != "rule"}
     classes = (data.class_names, data.truth_table().tolist())
     digest = hashlib.sha256(repr((settings, classes, seed)).encode())
@@ -191,23 +193,16 @@ def data_key(data: PlantedConcepts, seed: int, sources: Sequence[str] = SOURCES)
 
 
 def _train(model: nn.Module, data: PlantedConcepts, seed: int, epochs: int, lr: float) -> None:
-    """Fit the labels by AdamW, the learning rate rising and falling once, pictures mirrored."""
-    generator = torch.Generator().manual_seed(seed)
-    n_steps = epochs * math.ceil(len(data) / BATCH)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=n_steps)
-    model.train()
-    with bar(f"training {type(model).__name__}", n_steps, "step") as progress:
-        for _ in range(epochs):
-            for rows in torch.randperm(len(data), generator=generator).split(BATCH):
-                sides = torch.nonzero(torch.rand(2, generator=generator) < 0.5).flatten() + 2
-                x = data.images[rows].flip(sides.tolist())
-                loss = nn.functional.cross_entropy(model(x), data.labels[rows])
-                optimiser.zero_grad()
-                loss.backward()
-                optimiser.step()
-                schedule.step()
-                progress.update()
+    """Fit the labels, the pictures mirrored at random."""
+    steps = train_epochs(
+        model, data.images, data.labels, n_epochs=epochs, lr=lr, seed=seed, augment=_mirrored
+    )
+    deque(steps, maxlen=0)
+
+
+def _mirrored(x: Tensor, generator: torch.Generator) -> Tensor:
+    sides = torch.nonzero(torch.rand(2, generator=generator) < 0.5).flatten() + 2
+    return x.flip(sides.tolist())
 
 
 def _convolution(n_in: int, n_out: int, kernel: int, stride: int = 1) -> list[nn.Module]:
