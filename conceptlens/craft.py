@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,10 +11,11 @@ from torch import Tensor
 from ._version import __version__
 from .backbone import Backbone
 from .batching import in_batches
+from .class_pictures import ClassPictures, select
 from .explanation import Concept, Crop, CropSet, Explanation
 from .extraction import Extractor, as_extractor
 from .extraction.nmf import NMF
-from .images import Pictures, crops, denormalise, resize
+from .images import Pictures, crop_boxes, cut, denormalise, position_boxes, resize
 from .importance.result import Importance
 from .importance.sobol import sobol
 from .local import logit_parts
@@ -23,24 +23,12 @@ from .maps import codes_on_grid
 from .metrics.extraction import relative_error
 from .metrics.faithfulness import c_deletion, c_insertion, c_mu_fidelity
 from .model import DictionaryModel
-from .progress import bar
 
 # Crops that overlap more than this show the same thing; a gallery needs only one of them.
 MAX_OVERLAP = 0.3
 # Of the integration along all pictures' codes; what it misses is told as a part of its own.
 FEW_STEPS = 32
-
-
-@dataclass(frozen=True)
-class _ClassPictures:
-    """The pictures that are explained, as the network sees them."""
-
-    x: Tensor  # (n, 3, H, W)
-    activations: Tensor  # (n, P, C)
-    logits: Tensor  # (n, n_classes)
-    names: list[str]
-    target: int
-    n_given: int
+CROPS = ("resized", "positions")
 
 
 class CRAFT:
@@ -58,6 +46,10 @@ class CRAFT:
         Number k of concepts.
     patch_size : int
         Side of the square crops in pixels of the network's input; stride 0.8 × `patch_size`.
+    crops : {"resized", "positions"}
+        What the dictionary is learnt from. As in the paper, crops are resized to the network's
+        input and each costs a pass through the trunk; the positions of the pictures' own
+        activations cost none, and are shown as crops around them, though they see further.
     extractor : Extractor or scikit-learn estimator, optional
         Default: ``NMF(n_concepts, random_state=seed)``, which needs a layer after a ReLU.
     n_designs : int
@@ -78,6 +70,7 @@ class CRAFT:
         n_concepts: int = 10,
         patch_size: int = 64,
         *,
+        crops: str = "resized",
         extractor: Extractor | None = None,
         n_designs: int = 64,
         batch_size: int = 32,
@@ -86,6 +79,9 @@ class CRAFT:
         self.backbone = backbone
         self.n_concepts = n_concepts
         self.patch_size = patch_size
+        if crops not in CROPS:
+            raise ValueError(f"crops must be one of {list(CROPS)}, got {crops!r}")
+        self.crops = crops
         self.extractor = None if extractor is None else as_extractor(extractor)
         self.n_designs = n_designs
         self.batch_size = batch_size
@@ -111,8 +107,28 @@ class CRAFT:
             For an unknown class, when no picture is given to the class, when activations are not
             finite, and when the extractor needs nonnegative activations and the layer has others.
         """
-        pictures = self._select(images, target, predicted_only)
-        extractor, crop_set = self._extract(pictures)
+        bb = self.backbone
+        pictures = select(
+            bb,
+            images if isinstance(images, Pictures) else Pictures(images, bb.transform),
+            None if target is None else bb.class_index(target),
+            predicted_only,
+            self.batch_size,
+        )
+        rows = self.crop_activations(pictures.x, pictures.activations)
+        return self.explain_pictures(pictures, rows)
+
+    def explain_pictures(self, pictures: ClassPictures, rows: Tensor) -> Explanation:
+        """Explain a class on pictures that went through the network already.
+
+        Parameters
+        ----------
+        pictures : ClassPictures
+            The pictures of the class.
+        rows : Tensor
+            ``(n, m, C)``, what `crop_activations` returned for them.
+        """
+        extractor, crop_set = self._extract(pictures, rows)
         cm = DictionaryModel(self.backbone, extractor)
         codes = in_batches(
             lambda a: extractor.transform(a.flatten(0, 1)).unflatten(0, a.shape[:2]),
@@ -154,10 +170,7 @@ class CRAFT:
                 **self._fidelity(cm, codes, pictures),
                 **self._faithfulness(cm, codes, importance, pictures.target),
             },
-            provenance={
-                **self._provenance(pictures, crop_set, importance.method, extractor),
-                "predicted only": predicted_only,
-            },
+            provenance=self._provenance(pictures, crop_set, importance.method, extractor),
             logit_parts=logit_parts(
                 cm,
                 codes,
@@ -170,65 +183,59 @@ class CRAFT:
             crop_set=crop_set,
         )
 
-    def _select(
-        self, images: Any, target: int | str | None, predicted_only: bool
-    ) -> _ClassPictures:
-        """Run all pictures through the network once and keep those of the class."""
-        bb = self.backbone
-        index = None if target is None else bb.class_index(target)
-        source = images if isinstance(images, Pictures) else Pictures(images, bb.transform)
-        names: list[str] = []
-        parts: list[tuple[Tensor, Tensor, Tensor]] = []
-        with bar("conceptlens", len(source), "pictures") as progress:
-            for indices, batch in source.batches(self.batch_size):
-                names += [source.names[i] for i in indices]
-                a = in_batches(bb.activations, batch, self.batch_size)
-                parts.append((batch, a, in_batches(bb.head, a, self.batch_size)))
-                progress.update(len(batch))
-        x, activations, logits = map(torch.cat, zip(*parts, strict=True))
-        predicted = logits.argmax(1)
-        n_classes = logits.shape[1]
-        if index is None:
-            index = int(predicted.mode().values)
-        elif index >= n_classes:
-            raise ValueError(f"class {index} does not exist: the model has {n_classes} classes")
-        mine = predicted == index if predicted_only else torch.ones_like(predicted).bool()
-        if not mine.any():
-            raise ValueError(
-                f"none of the {len(names)} pictures is given to class {self._name(index)!r} by the "
-                f"model; most are given to {self._name(int(predicted.mode().values))!r}. Name that "
-                "class, give other pictures, or pass predicted_only=False"
-            )
-        if not torch.isfinite(activations).all():
-            raise ValueError(f"the activations of layer {bb.layer!r} hold NaN or infinite values")
-        return _ClassPictures(
-            x=x[mine.to(x.device)],
-            activations=activations[mine],
-            logits=logits[mine],
-            names=[n for n, keep in zip(names, mine.tolist(), strict=True) if keep],
-            target=index,
-            n_given=len(names),
-        )
+    def crop_activations(self, x: Tensor, activations: Tensor) -> Tensor:
+        """Compute the activations that the dictionary is learnt from.
 
-    def _extract(self, pictures: _ClassPictures) -> tuple[Extractor, CropSet]:
-        """Fit the dictionary on the crops."""
-        patches, boxes, owners = crops(pictures.x, self.patch_size)
-        height, width = pictures.x.shape[-2:]
+        Parameters
+        ----------
+        x : Tensor
+            Pictures ``(B, 3, H, W)`` as the network takes them.
+        activations : Tensor
+            Theirs, ``(B, P, C)``.
+
+        Returns
+        -------
+        Tensor
+            ``(B, m, C)``: of each picture's m crops the activations averaged over the grid; of
+            "positions" those of the grid themselves.
+        """
+        if self.crops == "positions":
+            return activations[:, self.backbone.n_prefix :]
+        boxes = self._boxes(x)
+        at_once = max(1, self.batch_size // len(boxes))  # so that few cut crops lie in memory
+        return in_batches(lambda some: self._pooled(some, boxes), x, at_once, "pictures' crops")
+
+    def _pooled(self, x: Tensor, boxes: Tensor) -> Tensor:
+        """The activations ``(B, m, C)`` of crops resized to the pictures' size, averaged."""
+        size = (x.shape[-2], x.shape[-1])
         rows = in_batches(
-            lambda p: self._pooled(p, (height, width)), patches, self.batch_size, "crops"
+            lambda p: self.backbone.activations(resize(p, size))[:, self.backbone.n_prefix :].mean(
+                1
+            ),
+            cut(x, boxes).flatten(0, 1),
+            self.batch_size,
         )
+        return rows.unflatten(0, (len(x), len(boxes)))
+
+    def _boxes(self, x: Tensor) -> Tensor:
+        """Where the crops of each picture lie, ``(m, 4)``."""
+        size = (x.shape[-2], x.shape[-1])
+        if self.crops == "positions":
+            return position_boxes(size, self.backbone.grid, self.patch_size)
+        return crop_boxes(size, self.patch_size)
+
+    def _extract(self, pictures: ClassPictures, rows: Tensor) -> tuple[Extractor, CropSet]:
+        """Fit the dictionary on the crops' activations ``(n, m, C)``."""
+        n, m = rows.shape[:2]
+        rows = rows.flatten(0, 1)
         extractor = self.extractor
         if extractor is None:
             extractor = NMF(self.n_concepts, random_state=self.seed)
         if extractor.requires_nonnegative and rows.min() < 0:
             raise ValueError(self._sign_error(float(rows.min())))
         codes = extractor.fit_transform(rows)
+        boxes, owners = self._boxes(pictures.x).repeat(n, 1), torch.arange(n).repeat_interleave(m)
         return extractor, CropSet(pictures.x, boxes, owners, rows, codes)
-
-    def _pooled(self, patches: Tensor, size: tuple[int, int]) -> Tensor:
-        """The activations of crops resized to the network's input, averaged over the grid."""
-        a = self.backbone.activations(resize(patches, size))
-        return a[:, self.backbone.n_prefix :].mean(1)
 
     def _sign_error(self, lowest: float) -> str:
         layers = [
@@ -244,7 +251,7 @@ class CRAFT:
         )
 
     def _fidelity(
-        self, cm: DictionaryModel, codes: Tensor, pictures: _ClassPictures
+        self, cm: DictionaryModel, codes: Tensor, pictures: ClassPictures
     ) -> dict[str, float]:
         """How well the network's output and activations are rebuilt from the codes."""
         with torch.no_grad():
@@ -273,12 +280,8 @@ class CRAFT:
             metrics["C-µFidelity"] = fidelity.mean
         return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
-    def _name(self, index: int) -> str:
-        names = self.backbone.class_names
-        return f"class {index}" if names is None else names[index]
-
     def _provenance(
-        self, pictures: _ClassPictures, crop_set: CropSet, method: str, extractor: Extractor
+        self, pictures: ClassPictures, crop_set: CropSet, method: str, extractor: Extractor
     ) -> dict[str, Any]:
         return {
             "conceptlens": __version__,
@@ -292,8 +295,10 @@ class CRAFT:
             "designs": self.n_designs,
             "patch size": self.patch_size,
             "crops": len(crop_set.boxes),
+            "crops are": self.crops,
             "pictures given": pictures.n_given,
             "pictures used": len(pictures.names),
+            "predicted only": pictures.predicted_only,
             "seed": self.seed,
         }
 

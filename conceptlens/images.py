@@ -240,49 +240,78 @@ def denormalise(x: Tensor, transform: Transform | None) -> Tensor:
     return (x.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-def crops(x: Tensor, patch_size: int, stride: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Cut square patches on a regular grid that reaches every border.
+def crop_boxes(size: tuple[int, int], patch_size: int, stride: int | None = None) -> Tensor:
+    """Lay square crops on a regular grid that reaches every border.
 
     Parameters
     ----------
-    x : Tensor
-        Pictures ``(B, 3, H, W)``.
+    size : tuple of int
+        (H, W) of the pictures.
     patch_size, stride : int
         In pixels; stride defaults to 0.8 × `patch_size`.
 
     Returns
     -------
-    patches : Tensor
-        ``(B·m, 3, patch_size, patch_size)``, picture by picture.
-    boxes : Tensor
-        ``(B·m, 4)``: left, top, right, bottom.
-    owners : Tensor
-        ``(B·m,)``: which picture.
+    Tensor
+        ``(m, 4)``: left, top, right, bottom, row by row.
     """
-    height, width = x.shape[-2:]
-    if not 1 <= patch_size <= min(height, width):
-        raise ValueError(
-            f"patch_size={patch_size} for pictures of {height}×{width}: it must be between 1 and "
-            f"{min(height, width)}"
-        )
+    height, width = size
+    _check_patch_size(size, patch_size)
     stride = max(1, int(0.8 * patch_size)) if stride is None else stride
-    corners = [
-        (left, top)
-        for top in _starts(height, patch_size, stride)
-        for left in _starts(width, patch_size, stride)
-    ]
-    patches = torch.stack(
-        [x[:, :, top : top + patch_size, left : left + patch_size] for left, top in corners],
-        dim=1,
+    return torch.tensor(
+        [
+            (left, top, left + patch_size, top + patch_size)
+            for top in _starts(height, patch_size, stride)
+            for left in _starts(width, patch_size, stride)
+        ]
     )
-    boxes = torch.tensor([[x0, y0, x0 + patch_size, y0 + patch_size] for x0, y0 in corners])
-    owners = torch.arange(len(x)).repeat_interleave(len(corners))
-    return patches.flatten(0, 1), boxes.repeat(len(x), 1), owners
+
+
+def position_boxes(size: tuple[int, int], grid: tuple[int, int], patch_size: int) -> Tensor:
+    """Lay a square around each position of a grid, moved to lie inside the picture.
+
+    Parameters
+    ----------
+    size, grid : tuple of int
+        (H, W) of the pictures and (h, w) of the positions that cover them.
+    patch_size : int
+        In pixels.
+
+    Returns
+    -------
+    Tensor
+        ``(h·w, 4)``: left, top, right, bottom, row by row.
+    """
+    _check_patch_size(size, patch_size)
+    tops, lefts = (
+        ((torch.arange(n) + 0.5) * length / n - patch_size / 2)
+        .round()
+        .long()
+        .clamp(0, length - patch_size)
+        for length, n in zip(size, grid, strict=True)
+    )
+    corner = torch.cartesian_prod(tops, lefts).flip(1)
+    return torch.cat([corner, corner + patch_size], 1)
+
+
+def cut(x: Tensor, boxes: Tensor) -> Tensor:
+    """Cut crops of one size out of each picture: ``(B, 3, H, W)`` → ``(B, m, 3, h, w)``."""
+    return torch.stack(
+        [x[:, :, top:bottom, left:right] for left, top, right, bottom in boxes.tolist()], dim=1
+    )
 
 
 def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize pictures ``(B, 3, h, w)`` to ``size``, bilinearly."""
     return torch.nn.functional.interpolate(x, size, mode="bilinear", align_corners=False)
+
+
+def _check_patch_size(size: tuple[int, int], patch_size: int) -> None:
+    if not 1 <= patch_size <= min(size):
+        raise ValueError(
+            f"patch_size={patch_size} for pictures of {size[0]}×{size[1]}: it must be between 1 "
+            f"and {min(size)}"
+        )
 
 
 def _starts(length: int, patch: int, stride: int) -> list[int]:

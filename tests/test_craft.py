@@ -1,11 +1,14 @@
 """CRAFT on a network whose concepts are its colours, and on a real one."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
 from conceptlens import CRAFT, NMF, Backbone, Explanation, SemiNMF
 from conceptlens.craft import _best_crops
+from conceptlens.images import crop_boxes, resize
 
 
 class Colours(nn.Module):
@@ -33,11 +36,20 @@ def squares(n=16, size=64, seed=0):
     return x
 
 
+def craft_on(model=None, tol=1e-8, **options):
+    bb = Backbone(model or Colours(), "relu", class_names=["colourful", "dull"])
+    nmf = NMF(3, random_state=0, max_iter=3000, tol=tol)
+    return CRAFT(bb, 3, patch_size=16, extractor=nmf, **options)
+
+
+@pytest.fixture(scope="module", params=["resized", "positions"])
+def crops(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def explanation():
-    bb = Backbone(Colours(), "relu", class_names=["colourful", "dull"])
-    nmf = NMF(3, random_state=0, max_iter=3000, tol=1e-8)
-    return CRAFT(bb, 3, patch_size=16, extractor=nmf).explain(squares(), "colourful")
+def explanation(crops):
+    return craft_on(crops=crops).explain(squares(), "colourful")
 
 
 def test_concepts_are_the_colours_in_order_of_their_weights(explanation):
@@ -63,6 +75,28 @@ def test_crops_and_maps_show_the_colour(explanation):
         assert (x[:, colour].flatten(1).gather(1, peaks[:, None]) == 1).all()
 
 
+def test_crop_activations_are_those_of_each_crop_alone():
+    bb = Backbone(Colours(), "relu")
+    craft, x = CRAFT(bb, 3, patch_size=24, batch_size=5), squares(3)
+    rows = craft.crop_activations(x, bb.activations(x))
+    boxes = crop_boxes((64, 64), 24)
+    assert rows.shape == (3, len(boxes), 3)
+    for i, (left, top, right, bottom) in enumerate(boxes.tolist()):
+        crop = resize(x[1:2, :, top:bottom, left:right], (64, 64))
+        torch.testing.assert_close(rows[1, i], bb.activations(crop)[0].mean(0))
+
+
+def test_pictures_of_other_classes_are_left_out():
+    x = squares(6)
+    x[::2] = 0  # nothing to see: class 1, by its bias
+    craft = CRAFT(Backbone(Colours(), "relu"), 1, patch_size=16, batch_size=2)
+    named = craft.explain(x, 0)
+    assert named.picture_names == ["picture 1", "picture 3", "picture 5"]
+    assert named.provenance["pictures given"] == 6
+    assert craft.explain(x[1:]).provenance["target index"] == 0
+    assert craft.explain(x[1:]).picture_names == ["picture 0", "picture 2", "picture 4"]
+
+
 def test_fidelity_and_provenance_are_told(explanation):
     assert explanation.metrics["prediction agreement"] == 1.0
     assert explanation.metrics["crop reconstruction error"] < 0.05
@@ -70,20 +104,14 @@ def test_fidelity_and_provenance_are_told(explanation):
     assert explanation.provenance["layer"] == "relu"
 
 
-def test_same_seed_same_explanation(explanation):
-    bb = Backbone(Colours(), "relu", class_names=["colourful", "dull"])
-    nmf = NMF(3, random_state=0, max_iter=3000, tol=1e-8)
-    again = CRAFT(bb, 3, patch_size=16, extractor=nmf).explain(squares(), "colourful")
+def test_same_seed_same_explanation(explanation, crops):
+    again = craft_on(crops=crops).explain(squares(), "colourful")
     assert torch.equal(again.components, explanation.components)
     assert torch.equal(again.importance.per_image, explanation.importance.per_image)
 
 
-def test_a_saved_explanation_is_reproduced_to_the_last_bit(explanation, tmp_path):
-    def craft(tol=1e-8, model=None, **options):
-        bb = Backbone(model or Colours(), "relu", class_names=["colourful", "dull"])
-        nmf = NMF(3, random_state=0, max_iter=3000, tol=tol)
-        return CRAFT(bb, 3, patch_size=16, extractor=nmf, **options)
-
+def test_a_saved_explanation_is_reproduced_to_the_last_bit(explanation, crops, tmp_path):
+    craft = partial(craft_on, crops=crops)
     loaded = Explanation.load(explanation.save(tmp_path))
     again = loaded.reproduce(craft(), squares())
     assert again.exact, again
@@ -104,20 +132,11 @@ def test_a_saved_explanation_is_reproduced_to_the_last_bit(explanation, tmp_path
     assert fewer.changed["pictures used"] == (16, 8)
 
 
-def test_batch_size_does_not_matter(explanation):
-    bb = Backbone(Colours(), "relu", class_names=["colourful", "dull"])
-    nmf = NMF(3, random_state=0, max_iter=3000, tol=1e-8)
-    again = CRAFT(bb, 3, patch_size=16, extractor=nmf, batch_size=3).explain(squares(), 0)
+def test_batch_size_does_not_matter(explanation, crops):
+    again = craft_on(crops=crops, batch_size=3).explain(squares(), 0)
     torch.testing.assert_close(
         again.importance.values, explanation.importance.values, rtol=0, atol=1e-4
     )
-
-
-def test_default_target_is_what_the_model_says_and_others_are_left_out():
-    x = torch.cat([squares(5), torch.zeros(3, 3, 64, 64)])  # the black ones are dull
-    explanation = CRAFT(Backbone(Colours(), "relu"), 2, 16).explain(x)
-    assert explanation.provenance["target index"] == 0
-    assert len(explanation.pictures) == 5
 
 
 def test_semi_nmf_where_activations_are_signed():

@@ -7,7 +7,14 @@ from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
 from conceptlens import Pictures, UnreadableImageError
-from conceptlens.images import crops, denormalise, read_image, transform_fingerprint
+from conceptlens.images import (
+    crop_boxes,
+    cut,
+    denormalise,
+    position_boxes,
+    read_image,
+    transform_fingerprint,
+)
 
 RED = (255, 0, 0)
 
@@ -109,12 +116,21 @@ def test_denormalise_undoes_the_transform():
 
 def test_crops_are_their_boxes_and_reach_the_borders():
     x = torch.rand(2, 3, 50, 70)
-    patches, boxes, owners = crops(x, 20)
-    for patch, (left, top, right, bottom), owner in zip(patches, boxes, owners, strict=True):
-        assert torch.equal(patch, x[owner, :, top:bottom, left:right])
+    boxes = crop_boxes((50, 70), 20)
+    patches = cut(x, boxes)
+    for i, (left, top, right, bottom) in enumerate(boxes):
+        assert torch.equal(patches[:, i], x[:, :, top:bottom, left:right])
     assert boxes[:, 2].max() == 70
     assert boxes[:, 3].max() == 50
-    assert len(boxes.unique(dim=0)) == len(boxes) // 2
+    assert len(boxes.unique(dim=0)) == len(boxes)
+
+
+def test_boxes_of_positions_lie_around_them_and_inside():
+    boxes = position_boxes((40, 60), (2, 3), 20)
+    assert boxes.tolist() == [[x, y, x + 20, y + 20] for y in (0, 20) for x in (0, 20, 40)]
+    wide = position_boxes((40, 60), (2, 3), 30)
+    assert wide[0].tolist() == [0, 0, 30, 30]  # its centre would be (10, 10)
+    assert wide[4].tolist() == [15, 10, 45, 40]
 
 
 @pytest.mark.parametrize(
@@ -129,7 +145,7 @@ def test_crops_are_their_boxes_and_reach_the_borders():
         (lambda p: Pictures(torch.rand(2, 1, 8, 8))[0], ValueError, r"\(1, 8, 8\)"),
         (lambda p: list(Pictures([torch.rand(3, 8, 8), torch.rand(3, 9, 8)]).batches(2)),
          ValueError, "picture 1 has shape"),
-        (lambda p: crops(torch.rand(1, 3, 8, 8), 9), ValueError, "patch_size=9"),
+        (lambda p: crop_boxes((8, 8), 9), ValueError, "patch_size=9"),
         (lambda p: list(Pictures(torch.rand(2, 3, 8, 8)).batches(0)), ValueError, "batch_size"),
     ],
 )  # fmt: skip
