@@ -1,14 +1,18 @@
-"""Running a function over many rows in batches that fit the memory."""
+"""Running a function over many rows in batches that fit the memory, and reading ahead of it."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from .progress import bar
+
+Item = TypeVar("Item")
 
 
 def in_batches(
@@ -56,3 +60,13 @@ def in_batches(
             progress.update(min(batch_size, len(rows) - start))
             start += batch_size
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def ahead(items: Iterable[Item]) -> Iterator[Item]:
+    """Iterate over `items`, of which a thread makes the next while one is worked on."""
+    source, end = iter(items), object()
+    with ThreadPoolExecutor(1) as reader:
+        following: Any = reader.submit(next, source, end)
+        while (item := following.result()) is not end:
+            following = reader.submit(next, source, end)
+            yield item

@@ -1,10 +1,10 @@
-"""Filling stores: the missing shards of one layer or several, from one pass over the pictures."""
+"""Filling stores: the missing shards of one or several, from one pass over the pictures."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from .batching import in_batches
+from . import distributed
+from .batching import ahead, in_batches
 from .files import write_atomically
 from .images import Pictures, UnreadableImageError
 from .manifest import (
@@ -22,155 +23,213 @@ from .manifest import (
     Shard,
     StoreError,
     check_key,
-    sha256_of,
+    shard_key,
+    shard_name,
     unseal,
 )
 from .progress import bar
-from .sealing import digest, pack, seal, unpack
+from .sealing import SUM, pack, record_of, seal, unpack
+
+Compute = Callable[[Tensor, Sequence[str]], Sequence[Tensor]]
 
 
 def fill(
     writers: Sequence[StoreWriter],
-    activations: Callable[[Tensor], Sequence[Tensor]],
+    compute: Compute,
     pictures: Pictures,
     batch_size: int,
     shard_bytes: int,
 ) -> None:
     """Compute the shards that any of the stores lacks and seal all stores.
 
+    Pictures are read ahead of the network and shards written behind it, each by a thread. The
+    processes of `distributed.together` share the shards; process 0 seals.
+
     Parameters
     ----------
     writers : sequence of StoreWriter
-        One a layer.
-    activations : callable
-        Pictures ``(b, 3, H, W)`` → the activations ``(b, P, C)`` of each of these layers.
+        One a store.
+    compute : callable
+        Pictures ``(b, 3, H, W)`` and the stores' names → the rows ``(b, P, C)`` of each.
     pictures, batch_size, shard_bytes
         As `ActivationStore.build` takes them.
     """
-    for writer in writers:
-        writer.claim()
+    names = [writer.name for writer in writers]
     _, first = next(pictures.batches(1))  # it tells the size of a row
-    rows = activations(first)
+    rows = compute(first, names)
     for writer, row in zip(writers, rows, strict=True):
-        writer.plan(row.numel() * batch_size, batch_size, shard_bytes)
-    sizes = [row.numel() for row in rows]
-
-    def flat(x: Tensor) -> Tensor:
-        return torch.cat([a.flatten(1) for a in activations(x)], 1)
-
-    n = len(pictures)
-    # Layers have rows of different sizes and so shards of different lengths: between two cuts
-    # no shard of any layer begins or ends.
-    cuts = sorted({cut for writer in writers for cut in writer.cuts})
-    with bar("activations", n, "pictures") as progress:
-        for start, stop in pairwise(cuts):
-            lacking = [writer.lacks(start) for writer in writers]
+        writer.row_shape = tuple(row.shape[1:])
+    largest = max(r.numel() * w.dtype.itemsize for r, w in zip(rows, writers, strict=True))
+    n, step = len(pictures), max(1, shard_bytes // (largest * batch_size)) * batch_size
+    ranges = [range(start, min(start + step, n)) for start in range(0, n, step)]
+    mine = _shared([(r, [w for w in writers if w.lacks(r)]) for r in ranges], writers)
+    with (
+        ThreadPoolExecutor(1) as behind,
+        bar(
+            "activations", sum(len(r) for r, _ in mine), "pictures", hidden=distributed.rank() > 0
+        ) as progress,
+    ):
+        writing: list[Future[None]] = []
+        for some, lacking in mine:
             try:
-                for batch, x in pictures.batches(batch_size, start, stop) if any(lacking) else ():
-                    parts = in_batches(flat, x, batch_size).split(sizes, 1)
-                    for writer, missing, row, part in zip(
-                        writers, lacking, rows, parts, strict=True
-                    ):
-                        if missing:
-                            writer.add(batch, part.unflatten(1, row.shape[1:]))
+                for batch, x in ahead(pictures.batches(batch_size, some.start, some.stop)):
+                    _add(lacking, compute, batch, x, batch_size)
+                    progress.update(len(batch))
             except UnreadableImageError as error:  # a shard without one good picture is empty
                 warnings.warn(str(error), stacklevel=4)
-            for writer, missing in zip(writers, lacking, strict=True):
-                if missing and stop in writer.cuts:
-                    writer.write(stop)
-            progress.update(stop - start)
-    for writer in writers:
-        writer.seal()
+            _finish(writing)
+            writing = [behind.submit(w.write, some, *w.take()) for w in lacking]
+        _finish(writing)
+    distributed.barrier()
+    if distributed.rank() == 0:
+        for writer in writers:
+            writer.seal(ranges)
+    distributed.barrier()
+
+
+Work = list[tuple[range, list["StoreWriter"]]]
+
+
+def _shared(todo: Work, writers: Sequence[StoreWriter]) -> Work:
+    """Of the ranges that process 0 found shards of to be missing, the part of this process."""
+    found = torch.tensor([[writer in lacking for writer in writers] for _, lacking in todo]).long()
+    missing = [
+        (some, [w for w, lacks in zip(writers, row, strict=True) if lacks])
+        for (some, _), row in zip(todo, distributed.broadcast_(found).tolist(), strict=True)
+        if any(row)
+    ]
+    rank, world = distributed.rank(), distributed.world_size()
+    return missing[len(missing) * rank // world : len(missing) * (rank + 1) // world]
+
+
+def _add(
+    writers: Sequence[StoreWriter], compute: Compute, batch: list[int], x: Tensor, batch_size: int
+) -> None:
+    """Compute the rows of a batch in one pass and give each writer its own."""
+    names = [writer.name for writer in writers]
+    sizes = [torch.Size(writer.row_shape).numel() for writer in writers]
+
+    def flat(some: Tensor) -> Tensor:
+        return torch.cat([a.flatten(1) for a in compute(some, names)], 1)
+
+    for writer, rows in zip(writers, in_batches(flat, x, batch_size).split(sizes, 1), strict=True):
+        writer.add(batch, rows.unflatten(1, writer.row_shape))
+
+
+def _finish(writing: list[Future[None]]) -> None:
+    """Wait for the shards that are being written, so that at most one range of them is."""
+    for future in writing:
+        future.result()
 
 
 class StoreWriter:
-    """Writes the missing shards of the store of one layer, then its manifest."""
+    """Writes the missing shards of one store, then its manifest.
 
-    def __init__(self, layer: str, names: Sequence[str], path: Path, key: dict[str, str]) -> None:
-        self.layer, self.names, self.path, self.key = layer, names, path, key
+    Parameters
+    ----------
+    name : str
+        What is stored, such as a layer.
+    pictures : sequence of str
+        Names of the pictures.
+    contents : sequence of str
+        Their fingerprints.
+    path : Path
+        The folder.
+    key : dict of str
+        What the rows depend on.
+    """
+
+    row_shape: tuple[int, ...]
+
+    def __init__(
+        self,
+        name: str,
+        pictures: Sequence[str],
+        contents: Sequence[str],
+        path: Path,
+        key: dict[str, str],
+    ) -> None:
+        self.name, self.pictures, self.contents = name, pictures, contents
+        self.path, self.key = path, key
         self.dtype = DTYPES[key["dtype"]]
-        self.digest = digest(key)
-        self.cuts: list[int] = []
         self._indices: list[int] = []
         self._parts: list[Tensor] = []
 
-    def claim(self) -> None:
+    def claim(self, update: bool) -> None:
         """Say what the folder is for before the first shard, or refuse what is there."""
         for leftover in self.path.glob(".*.tmp"):
             leftover.unlink()
-        claim = self.path / "key.json"
+        claim, changeable = self.path / "key.json", ("pictures",) if update else ()
         if claim.exists():
-            check_key(self.path, unseal(claim).get("key"), self.key)
+            check_key(self.path, unseal(claim).get("key"), self.key, changeable)
         elif any(self.path.glob("activations-*.safetensors")):
             raise StoreError(f"{self.path} holds shards of unknown origin: {REMEDY}")
-        else:
-            write_atomically(claim, seal({"format": FORMAT, "key": self.key}))
+        write_atomically(claim, seal({"format": FORMAT, "key": self.key}))
 
-    def plan(self, numbers: int, batch_size: int, shard_bytes: int) -> None:
-        """Cut the pictures into shards: whole batches, of `numbers` each, of some `shard_bytes`."""
-        n = len(self.names)
-        step = max(1, shard_bytes // (numbers * self.dtype.itemsize)) * batch_size
-        self.cuts = [*range(0, n, step), n]
-
-    def lacks(self, picture: int) -> bool:
-        """Whether the shard that `picture` belongs to is still to be computed."""
-        shard = self._shard(next(i for i, cut in enumerate(self.cuts) if picture < cut))
+    def lacks(self, some: range) -> bool:
+        """Whether the shard of these pictures is still to be computed."""
         try:
-            _, record = unpack(shard)
+            _, record = unpack(self._shard(some))
         except ValueError:  # missing, or damaged before it was sealed
             return True
-        return record.get("key") != self.digest
+        return record.get("key") != self._key(some)
 
     def add(self, pictures: list[int], a: Tensor) -> None:
-        """Take the activations ``(b, P, C)`` of the next pictures of the shard."""
+        """Take the rows ``(b, P, C)`` of the next pictures of the shard."""
         a = a.to(self.dtype).cpu()
         finite = torch.isfinite(a).flatten(1).all(1)
         if not finite.all():
-            name = self.names[pictures[int((~finite).int().argmax())]]
+            name = self.pictures[pictures[int((~finite).int().argmax())]]
             raise ValueError(
-                f"the activations of layer {self.layer!r} for {name} are NaN or "
+                f"the activations of layer {self.name!r} for {name} are NaN or "
                 f"infinite in {self.dtype}; nothing was sealed"
             )
         self._indices += pictures
         self._parts.append(a)
 
-    def write(self, stop: int) -> None:
-        """Write the shard that ends before picture `stop`."""
-        rows = torch.cat(self._parts) if self._parts else torch.empty(0)
-        tensors = {"activations": rows.contiguous(), "pictures": torch.tensor(self._indices).long()}
-        shard = self._shard(self.cuts.index(stop))
-        write_atomically(shard, pack(tensors, {"key": self.digest}))
+    def take(self) -> tuple[list[int], list[Tensor]]:
+        """What was added since the last call."""
+        taken = self._indices, self._parts
         self._indices, self._parts = [], []
+        return taken
 
-    def seal(self) -> None:
-        """Write the manifest, which makes the shards a store."""
+    def write(self, some: range, indices: list[int], parts: list[Tensor]) -> None:
+        """Write the shard of these pictures, of which those at `indices` could be read."""
+        rows = torch.cat(parts) if parts else torch.empty(0)
+        tensors = {"activations": rows.contiguous(), "pictures": torch.tensor(indices).long()}
+        write_atomically(self._shard(some), pack(tensors, {"key": self._key(some)}))
+
+    def seal(self, ranges: Sequence[range]) -> None:
+        """Write the manifest, which makes the shards a store; drop what it does not name."""
         shards: list[dict[str, Any]] = []
         kept: list[int] = []
-        row_shape: list[int] = []
-        for i in range(1, len(self.cuts)):
-            path = self._shard(i)
+        for some in ranges:
+            path = self._shard(some)
             with safe_open(path, "pt") as file:
-                pictures: list[int] = file.get_tensor("pictures").tolist()
-                shape: list[int] = file.get_slice("activations").get_shape()
-            if pictures:
-                record = Shard(path.name, len(pictures), path.stat().st_size, sha256_of(path))
-                shards.append(vars(record))
-                kept += pictures
-                row_shape = shape[1:]
+                indices: list[int] = file.get_tensor("pictures").tolist()
+                checksum = record_of(file)[SUM]
+            if indices:
+                shards.append(vars(Shard(path.name, len(indices), path.stat().st_size, checksum)))
+                kept += indices
         if not kept:
             raise ValueError(
-                f"none of the {len(self.names)} pictures can be read; nothing was sealed"
+                f"none of the {len(self.pictures)} pictures can be read; nothing was sealed"
             )
         manifest = {
             "format": FORMAT,
             "key": self.key,
-            "row shape": row_shape,
+            "row shape": self.row_shape,
             "shards": shards,
-            "names": [self.names[i] for i in kept],
+            "names": [self.pictures[i] for i in kept],
         }
         write_atomically(self.path / "manifest.json", seal(manifest))
+        named = {shard["name"] for shard in shards}
+        for path in self.path.glob("activations-*.safetensors"):
+            if path.name not in named:
+                path.unlink()
 
-    def _shard(self, i: int) -> Path:
-        """The file of the shard that ends at the `i`-th cut."""
-        start, stop = self.cuts[i - 1], self.cuts[i]
-        return self.path / f"activations-{start:09d}-{stop:09d}.safetensors"
+    def _key(self, some: range) -> str:
+        return shard_key(self.key, self.contents[some.start : some.stop])
+
+    def _shard(self, some: range) -> Path:
+        return self.path / shard_name(some, self._key(some))

@@ -110,7 +110,7 @@ class CRAFT:
         bb = self.backbone
         pictures = select(
             bb,
-            images if isinstance(images, Pictures) else Pictures(images, bb.transform),
+            Pictures.of(images, bb.transform),
             None if target is None else bb.class_index(target),
             predicted_only,
             self.batch_size,

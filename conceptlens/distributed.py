@@ -92,6 +92,17 @@ def broadcast_(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def barrier() -> None:
+    """Wait until all processes have come here.
+
+    Raises
+    ------
+    PeerLostError
+        If another process is gone.
+    """
+    all_reduce_(torch.zeros(1))
+
+
 def my_range(n: int) -> range:
     """Return the part of `n` things that is this process's: consecutive, even to within one.
 

@@ -108,6 +108,11 @@ class Pictures(Dataset[Tensor]):
             raise ValueError("there are no pictures: images is empty")
         self.source = images
 
+    @classmethod
+    def of(cls, images: Any, transform: Transform | None) -> Pictures:
+        """`images` themselves if they are `Pictures`, else made of them."""
+        return images if isinstance(images, cls) else cls(images, transform)
+
     def __len__(self) -> int:
         return len(self.source)
 
@@ -157,21 +162,19 @@ class Pictures(Dataset[Tensor]):
         if bad:
             warnings.warn(f"{len(bad)} pictures left out: {'; '.join(bad)}", stacklevel=2)
 
-    def fingerprint(self) -> str:
-        """SHA-256 of the pictures' content: of a file its bytes, else its numbers."""
-        digest = hashlib.sha256()
-        for i in range(len(self)):
-            item = self._item(i)
-            if isinstance(item, (str, Path)):
-                try:
-                    data = Path(item).read_bytes()
-                except OSError as error:
-                    data = str(error.errno).encode()
-            else:
-                array = np.ascontiguousarray(np.asarray(item))
-                data = f"{array.shape}{array.dtype}".encode() + array.tobytes()
-            digest.update(hashlib.sha256(data).digest())
-        return digest.hexdigest()
+    def fingerprints(self) -> list[str]:
+        """SHA-256 of each picture's content: of a file its bytes, else its numbers."""
+        return [hashlib.sha256(self._content(i)).hexdigest() for i in range(len(self))]
+
+    def _content(self, i: int) -> bytes:
+        item = self._item(i)
+        if isinstance(item, (str, Path)):
+            try:
+                return Path(item).read_bytes()
+            except OSError as error:
+                return str(error.errno).encode()
+        array = np.ascontiguousarray(np.asarray(item))
+        return f"{array.shape}{array.dtype}".encode() + array.tobytes()
 
     def _item(self, i: int) -> Any:
         item = self.source[i]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +14,11 @@ from safetensors import SafetensorError, safe_open
 from . import sealing
 
 FORMAT = 1
+# Of a shard's key in its name: enough to tell apart those of one range.
+KEY_DIGITS = 12
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+SHARD_NAME = r"activations-(\d{9})-(\d{9})-([0-9a-f]{12})\.safetensors"
 
 Read = TypeVar("Read")
 
@@ -39,19 +43,42 @@ class Shard:
 SHARD_FIELDS = ("name", "rows", "size", "sha256")
 
 
-def is_sealed(path: Path, key: dict[str, str]) -> bool:
-    """Whether the folder holds a sealed store; raise `StoreError` if it is of another key."""
+def shard_name(pictures: range, key: str) -> str:
+    """What the shard of these pictures is called: where they lie and what it depends on."""
+    return f"activations-{pictures.start:09d}-{pictures.stop:09d}-{key[:KEY_DIGITS]}.safetensors"
+
+
+def shard_key(key: dict[str, str], contents: Sequence[str]) -> str:
+    """What a shard depends on: the store's key, but of its own pictures' fingerprints alone."""
+    return sealing.digest([key | {"pictures": ""}, list(contents)])
+
+
+def is_sealed(path: Path, key: dict[str, str], changeable: Collection[str] = ()) -> bool:
+    """Whether the folder holds a sealed store of this key.
+
+    Raises
+    ------
+    StoreError
+        If it holds one whose key differs in more than the `changeable` parts.
+    """
     if not (path / "manifest.json").exists():
         return False
-    check_key(path, read_manifest(path)["key"], key)
-    return True
+    found = read_manifest(path)["key"]
+    check_key(path, found, key, changeable)
+    return bool(found == key)
 
 
-def check_key(path: Path, found: Any, expected: dict[str, str]) -> None:
-    """Raise `StoreError` unless the key `found` in a folder is the `expected` one."""
+def check_key(
+    path: Path, found: Any, expected: dict[str, str], changeable: Collection[str] = ()
+) -> None:
+    """Raise `StoreError` unless the key `found` is the `expected` one, but for some parts."""
     if not isinstance(found, dict):
         raise StoreError(f"{path} holds a damaged key.json: {REMEDY}")
-    differ = [part for part, value in expected.items() if found.get(part) != value]
+    differ = [
+        part
+        for part, value in expected.items()
+        if found.get(part) != value and part not in changeable
+    ]
     if differ:
         raise StoreError(
             f"{path} holds activations of other content: {', '.join(differ)} changed: "
@@ -96,7 +123,7 @@ def _is_shard(record: dict[str, Any]) -> bool:
     name, rows, size, checksum = (record.get(f) for f in SHARD_FIELDS)
     return (
         isinstance(name, str)
-        and re.fullmatch(r"activations-\d{9}-\d{9}\.safetensors", name) is not None
+        and re.fullmatch(SHARD_NAME, name) is not None
         and all(type(number) is int and number > 0 for number in (rows, size))
         and isinstance(checksum, str)
     )
@@ -115,9 +142,9 @@ def unseal(file: Path) -> dict[str, Any]:
     return _trusted(sealing.unseal, file)
 
 
-def sha256_of(file: Path) -> str:
-    """SHA-256 of a file; `StoreError` if it cannot be read."""
-    return _trusted(sealing.sha256_of, file)
+def verify_shard(file: Path) -> None:
+    """Read a shard whole; `StoreError` if it is not what its own checksum says."""
+    _trusted(sealing.unpack, file)
 
 
 def _trusted(read: Callable[[Path], Read], file: Path) -> Read:
@@ -139,17 +166,19 @@ def check_shard(folder: Path, shard: Shard, manifest: dict[str, Any]) -> None:
         raise StoreError(f"{path} is missing: {REMEDY}") from error
     if found != shard.size:
         raise StoreError(f"{path} has {found} bytes, not {shard.size}: {REMEDY}")
-    start, stop = map(int, re.findall(r"\d{9}", shard.name))
+    start, stop, key = re.fullmatch(SHARD_NAME, shard.name).groups()  # type: ignore[union-attr]
     try:
         with safe_open(path, "pt") as file:
             rows = file.get_slice("activations")
             pictures = file.get_tensor("pictures")
+            record = sealing.record_of(file)
             good = (
-                sealing.record_of(file).get("key") == sealing.digest(manifest["key"])
+                str(record.get("key"))[:KEY_DIGITS] == key
+                and record.get(sealing.SUM) == shard.sha256
                 and rows.get_shape() == [shard.rows, *manifest["row shape"]]
                 and rows[:0].dtype == DTYPES[manifest["key"]["dtype"]]
                 and pictures.shape == (shard.rows,)
-                and bool(((pictures >= start) & (pictures < stop)).all())
+                and bool(((pictures >= int(start)) & (pictures < int(stop))).all())
             )
     except (OSError, SafetensorError, ValueError) as error:
         raise StoreError(f"{path} cannot be read, {error}: {REMEDY}") from error

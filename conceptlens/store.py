@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from html import escape
 from pathlib import Path
@@ -13,19 +13,20 @@ from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .building import StoreWriter, fill
+from . import distributed
+from .building import Compute, StoreWriter, fill
 from .images import Pictures, transform_fingerprint
 from .manifest import (
     DTYPES,
-    REMEDY,
     SHARD_FIELDS,
     Shard,
     StoreError,
     check_shard,
     is_sealed,
     read_manifest,
-    sha256_of,
+    verify_shard,
 )
+from .sealing import digest
 
 if TYPE_CHECKING:
     from .backbone import Backbone
@@ -122,12 +123,12 @@ class ActivationStore:
         ValueError
             If no picture can be read or activations are not finite; nothing is sealed.
         """
-        folders = {bb.layer: Path(path)}
-        _build(
-            bb, folders, lambda x, _: [bb.activations(x)], images, batch_size,
-            dtype, num_workers, shard_bytes,
+        stores = build_stores(
+            {bb.layer: Path(path)}, {bb.layer: bb.fingerprint()},
+            lambda x, _: [bb.activations(x)], Pictures.of(images, bb.transform), batch_size,
+            dtype=dtype, num_workers=num_workers, shard_bytes=shard_bytes,
         )  # fmt: skip
-        return cls(path)
+        return stores[bb.layer]
 
     @classmethod
     def build_layers(
@@ -144,8 +145,8 @@ class ActivationStore:
     ) -> dict[str, ActivationStore]:
         """Build the stores of several layers from one pass over the pictures.
 
-        Each is the store that `build` would make with a backbone cut there, to the last bit, in
-        the folder of `path` that has the layer's name; what is said there holds for each.
+        Each holds what the store that `build` makes with a backbone cut there does, to the last
+        bit, in the folder of `path` that has the layer's name; what is said there holds for each.
 
         Parameters
         ----------
@@ -168,8 +169,11 @@ class ActivationStore:
         def activations(x: Tensor, wanted: Sequence[str]) -> Sequence[Tensor]:
             return list(bb.activations_at(x, wanted).values())
 
-        _build(bb, folders, activations, images, batch_size, dtype, num_workers, shard_bytes)
-        return {layer: cls(folder) for layer, folder in folders.items()}
+        fingerprints = {layer: bb.replace(layer=layer).fingerprint() for layer in layers}
+        return build_stores(
+            folders, fingerprints, activations, Pictures.of(images, bb.transform),
+            batch_size, dtype=dtype, num_workers=num_workers, shard_bytes=shard_bytes,
+        )  # fmt: skip
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -229,10 +233,8 @@ class ActivationStore:
         StoreError
             Naming the first file that differs.
         """
-        for shard in self._shards:
-            if sha256_of(self.path / shard.name) != shard.sha256:
-                path = self.path / shard.name
-                raise StoreError(f"{path} is damaged, its checksum differs: {REMEDY}")
+        for shard in self._shards:  # opening compared the checksums they hold with the manifest's
+            verify_shard(self.path / shard.name)
 
     def _pieces(self, start: int, stop: int) -> list[tuple[int, int, int]]:
         """Where pictures from `start` to `stop` lie: (shard, first row, last row + 1) of each."""
@@ -264,42 +266,73 @@ class ActivationStore:
         return f"<code>{escape(repr(self))}</code>"
 
 
-def _build(
-    bb: Backbone,
+def build_stores(
     folders: Mapping[str, Path],
-    activations: Callable[[Tensor, Sequence[str]], Sequence[Tensor]],
-    images: Any,
+    fingerprints: Mapping[str, str],
+    compute: Compute,
+    pictures: Pictures,
     batch_size: int,
-    dtype: torch.dtype,
-    num_workers: int | None,
-    shard_bytes: int,
-) -> None:
-    """Seal a store in each layer's folder; `activations` are those of pictures at some layers."""
+    *,
+    dtype: torch.dtype = torch.float32,
+    num_workers: int | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    update: bool = False,
+) -> dict[str, ActivationStore]:
+    """Build stores of whatever is computed from pictures, in one pass over them.
+
+    Parameters
+    ----------
+    folders : mapping of str to Path
+        Of each store its folder, by the store's name.
+    fingerprints : mapping of str to str
+        What each store's rows depend on besides the pictures and how they are read.
+    compute : callable
+        Pictures ``(b, 3, H, W)`` and names of stores → the rows ``(b, P, C)`` of each of these.
+    pictures, batch_size, dtype, num_workers, shard_bytes
+        As `ActivationStore.build` takes them.
+    update : bool
+        Bring stores of other pictures up to date, in which only the shards are computed whose
+        pictures changed. Until the new manifest is written the old one holds.
+
+    Returns
+    -------
+    dict of str to ActivationStore
+        One a folder, in their order.
+    """
     if dtype not in DTYPES.values():
         raise ValueError(f"dtype must be one of {list(DTYPES)}, got {dtype}")
-    pictures = images if isinstance(images, Pictures) else Pictures(images, bb.transform)
     if num_workers is not None:
         pictures.num_workers = num_workers
+    contents = pictures.fingerprints()
     common = {
         "transform": transform_fingerprint(pictures.transform),
-        "pictures": pictures.fingerprint(),
+        "pictures": digest(contents),
         "dtype": str(dtype).removeprefix("torch."),
         "batch size": str(batch_size),
     }
-    writers = {}
     with ExitStack() as locks:  # let go by the system when their owner dies
-        for layer in sorted(folders):  # in one order, so that no two processes wait for each other
-            folder = folders[layer]
-            key = {"weights and layer": bb.replace(layer=layer).fingerprint(), **common}
-            if is_sealed(folder, key):  # it never changes, and may lie where nothing can be written
-                continue
+        writers = []
+        for name in sorted(folders):  # in one order, so that no two processes wait for each other
+            key = {"weights and layer": fingerprints[name], **common}
+            writer = StoreWriter(name, pictures.names, contents, folders[name], key)
+            if _is_wanted(writer, update, locks):
+                writers.append(writer)
+        if writers:
+            fill(writers, compute, pictures, batch_size, shard_bytes)
+    return {name: ActivationStore(folder) for name, folder in folders.items()}
+
+
+def _is_wanted(writer: StoreWriter, update: bool, locks: ExitStack) -> bool:
+    """Whether the store is still to be filled; process 0 finds out, and locks and claims it."""
+    wanted = torch.zeros(1, dtype=torch.int64)
+    if distributed.rank() == 0:
+        folder, changeable = writer.path, ("pictures",) if update else ()
+        # A sealed one may lie where nothing can be written.
+        if not is_sealed(folder, writer.key, changeable):
             folder.mkdir(parents=True, exist_ok=True)
             locks.enter_context(FileLock(folder / ".lock"))
-            if not is_sealed(folder, key):  # another process may have sealed it in between
-                writers[layer] = StoreWriter(layer, pictures.names, folder, key)
-        if writers:
-            missing = list(writers)
-            fill(
-                list(writers.values()), lambda x: activations(x, missing), pictures, batch_size,
-                shard_bytes,
-            )  # fmt: skip
+            # Another process may have sealed it in between.
+            wanted[0] = not is_sealed(folder, writer.key, changeable)
+        if wanted:
+            writer.claim(update)
+    return bool(distributed.broadcast_(wanted))

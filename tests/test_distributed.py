@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 import torch.multiprocessing as mp
 from safetensors.torch import load_file
 
-from conceptlens import distributed
+from conceptlens import ActivationStore, Backbone, distributed
 from conceptlens.distributed import PeerLostError, StoreShare
 
 
@@ -120,6 +121,49 @@ def test_torchruns_two_processes_fit_as_one(tmp_path):
     for rank in (0, 1):
         shared = load_file(tmp_path / f"fits-{rank}-of-2")
         torch.testing.assert_close(shared, alone, rtol=0, atol=1e-5)
+
+
+def network():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(3, 6, 2, 2), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(96, 2)
+    )
+
+
+def build(path, n_passes=None):
+    """The store of 50 pictures in shards of eight; the last process dies after some passes."""
+    bb, passes = Backbone(network(), "1"), []
+
+    def die(*_):
+        passes.append(1)
+        if len(passes) > n_passes and distributed.rank() == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    pictures = torch.rand(50, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    bb.activations(pictures[:2])  # cutting takes passes too
+    if n_passes is not None:
+        bb.model.register_forward_pre_hook(die)
+    return repr(ActivationStore.build(bb, pictures, path, 4, shard_bytes=8 * 16 * 6 * 4))
+
+
+def content(path):
+    return {f.name: f.read_bytes() for f in sorted(Path(path).iterdir()) if f.name != ".lock"}
+
+
+def test_two_processes_build_the_store_of_one_and_resume_after_a_loss(tmp_path):
+    build(tmp_path / "one")
+    expected = content(tmp_path / "one")
+    both = in_two_processes(partial(build, tmp_path / "two"))
+    assert both == [repr(ActivationStore.open(tmp_path / "two"))] * 2
+    assert content(tmp_path / "two") == expected
+    survivor, dead = in_two_processes(partial(build, tmp_path / "lost", n_passes=4))
+    assert dead is None
+    assert isinstance(survivor, PeerLostError)
+    kept = content(tmp_path / "lost")
+    assert "manifest.json" not in kept
+    assert 3 <= len([name for name in kept if name.startswith("activations")]) < 7
+    in_two_processes(partial(build, tmp_path / "lost"))
+    assert content(tmp_path / "lost") == expected
 
 
 def test_alone_nothing_happens():

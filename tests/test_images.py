@@ -89,10 +89,10 @@ def test_fingerprint_is_of_content(tmp_path):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         Image.new("RGB", (4, 4), RED).save(tmp_path / folder / "x.png")
-    first, second = (Pictures(tmp_path / f).fingerprint() for f in ("a", "b"))
+    first, second = (Pictures(tmp_path / f).fingerprints() for f in ("a", "b"))
     assert first == second
     Image.new("RGB", (4, 4)).save(tmp_path / "b" / "x.png")
-    assert first != Pictures(tmp_path / "b").fingerprint()
+    assert first != Pictures(tmp_path / "b").fingerprints()
 
 
 def test_transform_fingerprint_is_of_behaviour():

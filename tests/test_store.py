@@ -15,8 +15,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from conceptlens import ActivationStore, Backbone, StoreError
+from conceptlens import ActivationStore, Backbone, Pictures, StoreError
 from conceptlens.sealing import seal, unseal
+from conceptlens.store import build_stores
 
 SMALL = 2 * 8 * 64 * 6 * 4  # two batches of eight pictures a shard
 
@@ -301,12 +302,13 @@ def test_layers_from_one_pass_are_the_stores_built_one_by_one(tmp_path):
     batches = counted(model)
     stores = build_layers(tmp_path / "together", model)
     assert list(stores) == list(LAYERS)
-    assert len({len(store._shards) for store in stores.values()}) > 2  # cut at other places
     # Cutting takes passes of two pictures at most; the pictures themselves pass once.
     assert [b for b in batches if b > 2] == [8, 8, 8, 8, 8, 8]
-    for layer in LAYERS:
-        build(tmp_path / layer, bb=Backbone(deep_network(), layer), shard_bytes=TINY)
-        assert content(tmp_path / "together" / layer) == content(tmp_path / layer)
+    for layer, store in stores.items():
+        alone = build(tmp_path / layer, bb=Backbone(deep_network(), layer), shard_bytes=TINY)
+        assert torch.equal(store[:], alone[:])
+        assert store.names == alone.names
+        assert store.key == alone.key
 
 
 def test_layers_are_resumed_and_only_what_is_missing_is_computed(tmp_path):
@@ -322,20 +324,83 @@ def test_layers_are_resumed_and_only_what_is_missing_is_computed(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         build_layers(tmp_path / "a", broken)
     assert not list(tmp_path.glob("a/*/manifest.json"))
-    found = [len([*tmp_path.glob(f"a/{layer}/activations-*")]) for layer in LAYERS]
-    assert found == [4, 4, 2, 0]
-    ActivationStore.build(
-        Backbone(deep_network(), "6"), pictures(), tmp_path / "a" / "6", 8, shard_bytes=TINY
-    )
+    for layer in LAYERS:
+        assert len([*tmp_path.glob(f"a/{layer}/activations-*")]) == 4
+    next(tmp_path.glob(f"a/{LAYERS[0]}/activations-*")).unlink()
     resumed = deep_network()
     batches = counted(resumed)
     build_layers(tmp_path / "a", resumed)
-    assert [b for b in batches if b > 2] == [8, 8]  # of six: four were kept
+    assert [b for b in batches if b > 2] == [8, 8, 8]  # of six: three were kept whole
     for layer in LAYERS:
         assert content(tmp_path / "a" / layer) == content(tmp_path / "whole" / layer)
     batches.clear()
     build_layers(tmp_path / "a", resumed)
     assert not batches
+
+
+def refill(path, x, model=None, **options):
+    """Build the store of plain pictures or bring it up to date."""
+    bb = Backbone(model or network(), "1")
+    arguments = {"shard_bytes": SMALL, "update": True} | options
+    stores = build_stores(
+        {"1": path}, {"1": bb.fingerprint()}, lambda x, _: [bb.activations(x)], Pictures(x), 8,
+        **arguments,
+    )  # fmt: skip
+    return stores["1"]
+
+
+def test_an_update_computes_the_shards_whose_pictures_changed(tmp_path):
+    old, new = pictures(), torch.cat([pictures(), pictures(10)])
+    new[20] += 0.01
+    refill(tmp_path / "a", old)
+    before = {path.name for path in (tmp_path / "a").glob("activations-*")}
+    with pytest.raises(StoreError, match="pictures changed"):
+        refill(tmp_path / "a", new, update=False)
+    with pytest.raises(StoreError, match="weights and layer changed"):
+        refill(tmp_path / "a", new, network(1))
+    model = network()
+    batches = counted(model)
+    store = refill(tmp_path / "a", new, model)
+    # Shards of 16 pictures: the second changed, and the last, of two pictures, has twelve now.
+    assert [b for b in batches if b > 2] == [8, 8, 8, 4]
+    after = {path.name for path in (tmp_path / "a").glob("activations-*")}
+    assert len(after & before) == 2
+    refill(tmp_path / "b", new)
+    assert content(tmp_path / "a") == content(tmp_path / "b")
+    assert torch.equal(store[:], Backbone(network(), "1").activations(new))
+
+
+def test_an_interrupted_update_leaves_the_old_store_and_is_resumed(tmp_path):
+    old, new = pictures(), pictures() + 0.01
+    rows = refill(tmp_path, old)[:]
+    model = network()
+    batches = counted(model)
+
+    def fail(*_):
+        if batches.count(8) == 4:
+            raise KeyboardInterrupt
+
+    model.register_forward_pre_hook(fail)
+    with pytest.raises(KeyboardInterrupt):
+        refill(tmp_path, new, model)
+    assert torch.equal(ActivationStore.open(tmp_path)[:], rows)
+    model = network()
+    batches = counted(model)
+    store = refill(tmp_path, new, model)
+    assert [b for b in batches if b > 2] == [8, 8, 8, 8]  # of six: the first shard was there
+    assert torch.equal(store[:], Backbone(network(), "1").activations(new))
+    assert len([*tmp_path.glob("activations-*")]) == 4
+
+
+def test_a_shard_that_cannot_be_written_stops_the_build(tmp_path, monkeypatch):
+    def full(path, data):
+        if path.suffix == ".safetensors":
+            raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("conceptlens.building.write_atomically", full)
+    with pytest.raises(OSError, match="No space left"):
+        build(tmp_path)
+    assert not (tmp_path / "manifest.json").exists()
 
 
 def test_no_layers(tmp_path):

@@ -168,7 +168,7 @@ def _model(explained: Explained) -> DictionaryModel:
 
 def _moments(cm: DictionaryModel, images: Any, batch_size: int) -> Moments:
     """Of activations and codes, at all positions of all pictures."""
-    source = images if isinstance(images, Pictures) else Pictures(images, cm.backbone.transform)
+    source = Pictures.of(images, cm.backbone.transform)
     moments = Moments()
     for _, x in source.batches(batch_size):
         a = in_batches(cm.backbone.activations, x, batch_size).flatten(0, 1)

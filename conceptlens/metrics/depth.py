@@ -210,7 +210,7 @@ def concept_depth(
     ----------
     Jin et al., "Exploring Concept Depth", COLING 2025, for language models.
     """
-    pictures = images if isinstance(images, Pictures) else Pictures(images, bb.transform)
+    pictures = Pictures.of(images, bb.transform)
     if layers is None:
         # One batch first: the layers are those of pictures of this size.
         bb.activations(next(pictures.batches(1))[1])
@@ -251,7 +251,7 @@ def concept_dynamics(
     Park et al., "Emergence of Hidden Capabilities: Exploring Learning Dynamics in Concept Space",
     NeurIPS 2024.
     """
-    pictures = images if isinstance(images, Pictures) else Pictures(images, bb.transform)
+    pictures = Pictures.of(images, bb.transform)
     pairs = checkpoints.items() if isinstance(checkpoints, Mapping) else checkpoints
     copied = copy.deepcopy(bb.model)
     stages: dict[str, Tensor] = {}

@@ -10,6 +10,7 @@ import resource
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -74,10 +75,12 @@ def at_line(write: Callable[[Path], object], place: Path, stop: int) -> int:
         return trace
 
     sys.settrace(trace)
+    threading.settrace(trace)
     try:
         write(place)
     finally:
         sys.settrace(None)
+        threading.settrace(None)
     return seen
 
 
