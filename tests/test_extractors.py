@@ -1,11 +1,13 @@
 """What every extractor must do: one table of extractors, one list of checks."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
 from sklearn.cluster import KMeans
-from sklearn.decomposition import PCA, FastICA, MiniBatchDictionaryLearning
+from sklearn.decomposition import PCA, FastICA, MiniBatchDictionaryLearning, TruncatedSVD
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch import nn
 
@@ -19,7 +21,8 @@ from conceptlens import (
     SemiNMF,
     SparseAutoencoder,
 )
-from conceptlens.extraction import EXTRACTORS, as_extractor
+from conceptlens.extraction import EXTRACTORS, as_extractor, load
+from conceptlens.sealing import pack, unpack
 
 K = 4
 
@@ -191,3 +194,93 @@ OTHERWISE = {
 @parametrize_with_checks(OURS, expected_failed_checks=lambda _: OTHERWISE)
 def test_scikit_learns_checks(estimator, check):
     check(estimator)
+
+
+# -- saving ----------------------------------------------------------------------------------
+
+
+def test_saved_and_loaded_is_the_same(extractor, tmp_path):
+    a = rows()
+    extractor.fit(a).save(tmp_path)
+    for loaded in (load(tmp_path), type(extractor).load(tmp_path)):
+        assert repr(loaded) == repr(extractor)
+        assert torch.equal(loaded.components_, extractor.components_)
+        codes = extractor.transform(a)
+        torch.testing.assert_close(loaded.transform(a), codes, rtol=0, atol=1e-6)
+        rebuilt = extractor.inverse_transform(codes)
+        assert torch.equal(loaded.inverse_transform(codes), rebuilt)
+    assert {f.name for f in tmp_path.iterdir()} == {"model.safetensors", "config.json", "README.md"}
+    card = (tmp_path / "README.md").read_text()
+    assert f"{len(extractor.components_)} concepts of activations with 12 channels" in card
+
+
+def test_no_extractor_is_saved_before_it_is_fitted(extractor, tmp_path):
+    with pytest.raises(ValueError, match="not fitted"):
+        extractor.save(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_no_file_can_say_is_not_saved(tmp_path):
+    with pytest.raises(ValueError, match="TruncatedSVD cannot be saved"):
+        as_extractor(TruncatedSVD(2)).fit(rows()).save(tmp_path / "out")
+    with pytest.raises(TypeError, match="ScikitExtractor cannot be saved, its options"):
+        as_extractor(PCA(2, random_state=np.random.RandomState(0))).fit(rows()).save(tmp_path)
+
+
+def test_another_kind_is_refused(tmp_path):
+    NMF(K).fit(rows()).save(tmp_path)
+    with pytest.raises(ValueError, match=r"holds NMF, not SemiNMF.*extraction\.load"):
+        SemiNMF.load(tmp_path)
+    with pytest.raises(ValueError, match=r"config\.json"):
+        load(tmp_path / "nowhere")
+
+
+def test_an_autoencoder_saved_before_kinds_were_written_is_read(tmp_path):
+    sae = EXTRACTORS["sae"](K, 0).fit(rows())
+    sae.save(tmp_path)
+    rewrite(tmp_path, lambda config: config.pop("class"))
+    assert torch.equal(load(tmp_path).components_, sae.components_)
+
+
+def rewrite(folder, change, rename=lambda name: name):
+    """Write the folder's config and weights anew after `change`, with sums that fit."""
+    tensors, record = unpack(folder / "model.safetensors")
+    config = record["config"]
+    change(config)
+    tensors = {rename(name): tensor for name, tensor in tensors.items()}
+    (folder / "model.safetensors").write_bytes(pack(tensors, {"config": config}))
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("nmf", lambda config: config.update({"class": "os.system"})),
+        ("nmf", lambda config: config.update({"class": ["NMF"]})),
+        ("nmf", lambda config: config.update(options=None)),
+        ("nmf", lambda config: config["options"].update(n_components=7)),
+        ("nmf", lambda config: config["options"].update(alpha_W="0")),
+        ("nmf", lambda config: config["options"].update(more=1)),
+        ("nmf", lambda config: config.pop("n_iter")),
+        ("nmf", lambda config: config.update(reconstruction_err="x")),
+        ("sae", lambda config: config["options"].update(n_components=10**12)),
+        ("sae", lambda config: config.update(history=[1])),
+        ("pca", lambda config: config["options"].update(estimator="os")),
+        ("pca", lambda config: config["options"].update(more=1)),
+        ("pca", lambda config: config["attributes"].update(transform=1)),
+        ("pca", lambda config: config.update(attributes=3)),
+    ],
+)
+def test_a_hostile_config_is_refused(name, change, tmp_path):
+    EXTRACTORS[name](K, 0).fit(rows()).save(tmp_path)
+    rewrite(tmp_path, change)
+    with pytest.raises(ValueError, match=r"config\.json"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("name", EXTRACTORS)
+def test_weights_of_other_names_are_refused(name, tmp_path):
+    EXTRACTORS[name](K, 0).fit(rows()).save(tmp_path)
+    rewrite(tmp_path, lambda config: None, lambda name: f"{name}x")
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged"):
+        load(tmp_path)

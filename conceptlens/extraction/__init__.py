@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 
-from .base import Extractor
+from ..sealing import load_config
+from .base import Extractor, Savable
 from .convex_nmf import ConvexNMF
 from .nmf import NMF
 from .sae import SparseAutoencoder
+from .saving import CONFIG, kind_in
 from .scikit import ScikitExtractor, as_extractor
 from .semi_nmf import SemiNMF
 
-__all__ = ["EXTRACTORS", "Extractor", "as_extractor"]
+__all__ = ["EXTRACTORS", "Extractor", "as_extractor", "load"]
 
 
 def _scikit(module: str, name: str) -> Callable[[int, int], Extractor]:
@@ -36,3 +39,22 @@ EXTRACTORS: dict[str, Callable[[int, int], Extractor]] = {
         k, sparsity=max(1, k // 2), n_epochs=200, batch_size=64, random_state=seed
     ),
 }
+
+_KINDS: dict[str, type[Savable]] = {
+    kind.__name__: kind for kind in (NMF, SemiNMF, ConvexNMF, SparseAutoencoder, ScikitExtractor)
+}
+
+
+def load(folder: str | Path) -> Savable:
+    """Read a fitted extractor of any kind that its ``save`` wrote.
+
+    Raises
+    ------
+    ValueError
+        If a file is missing, damaged or not what ``save`` writes.
+    """
+    path = Path(folder) / CONFIG
+    name = kind_in(load_config(path))
+    if name not in _KINDS:
+        raise ValueError(f"{path} holds {name!r}, expected one of {', '.join(_KINDS)}")
+    return _KINDS[name].load(folder)

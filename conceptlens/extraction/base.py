@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -12,6 +13,7 @@ from sklearn.utils.validation import check_array
 from torch import Tensor
 
 Rows = TypeVar("Rows", Tensor, np.ndarray)
+Kind = TypeVar("Kind", bound="Savable")
 
 
 class Extractor(Protocol):
@@ -42,7 +44,51 @@ class Extractor(Protocol):
         """Return the rows ``(n, C)`` that codes ``(n, k)`` stand for."""
 
 
-class SklearnExtractor(TransformerMixin, BaseEstimator):
+class Savable(BaseEstimator):
+    """An extractor that a folder can keep: what it was told, and what it learnt."""
+
+    components_: Any
+
+    def save(self, folder: str | Path) -> None:
+        """Write weights (safetensors), options and figures (JSON) and a card (README.md)."""
+        from . import saving
+
+        check_fitted(self)
+        saving.save(self, Path(folder))
+
+    @classmethod
+    def load(cls: type[Kind], folder: str | Path) -> Kind:
+        """Read what `save` wrote; `conceptlens.extraction.load` reads any extractor.
+
+        Raises
+        ------
+        ValueError
+            If a file is missing, damaged or not what `save` writes.
+        """
+        from . import saving
+
+        return saving.load(cls, Path(folder))
+
+    def _options(self) -> dict[str, Any]:
+        """What `_made_from` takes, as JSON can say it."""
+        return self.get_params()  # type: ignore[no-any-return]
+
+    @classmethod
+    def _made_from(cls: type[Kind], options: dict[str, Any]) -> Kind:
+        if options.keys() != cls().get_params().keys():
+            raise ValueError(f"its options are not those of {cls.__name__}")
+        return cls(**options)
+
+    def _learnt(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What `fit` learnt: tensors, and figures as JSON can say them."""
+        raise NotImplementedError
+
+    def _relearn(self, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
+        """Take what `_learnt` gave; refuse what it cannot have given by ValueError."""
+        raise NotImplementedError
+
+
+class SklearnExtractor(TransformerMixin, Savable):
     """An extractor as scikit-learn knows it: parameters, clones, tags."""
 
     requires_nonnegative = False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -56,6 +58,14 @@ class ConvexNMF(NMF):
         random_state: int = 0,
     ) -> None:
         super().__init__(n_components, tol=tol, max_iter=max_iter, random_state=random_state)
+
+    def _learnt(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors, figures = super()._learnt()
+        return tensors | {"weights": self.weights_}, figures
+
+    def _relearn(self, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
+        super()._relearn(tensors, record)
+        self.weights_ = tensors["weights"]
 
     def _first(self, rows: Rows) -> tuple[Tensor, Tensor]:
         from sklearn.cluster import KMeans

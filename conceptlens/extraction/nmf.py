@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import starts
 from .alternate import Checkpoint, Penalty, Update, alternate, squared_error
-from .base import SklearnExtractor, check_fitted, check_transform, like
+from .base import SklearnExtractor, check_fitted, check_rows, check_transform, like
 from .implicit import implicit_nnls_from_grams
 from .rows import Rows, as_rows, blocks_of
 from .updates import hals, hals_of_v, multiplicative
@@ -147,6 +147,19 @@ class NMF(SklearnExtractor):
         check_fitted(self)
         codes = torch.as_tensor(u)
         return like(codes @ self._dictionary(codes), u)
+
+    def _learnt(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        figures = {"n_iter": self.n_iter_, "reconstruction_err": self.reconstruction_err_}
+        return {"components": self.components_}, figures
+
+    def _relearn(self, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
+        v = check_rows(tensors["components"], "components")
+        if len(v) != self.n_components or (self.requires_nonnegative and v.min() < 0):
+            raise ValueError("its components are not those of its options")
+        self._penalties(*v.shape)  # numbers, or they raise
+        self.components_, self.n_features_in_ = v, v.shape[1]
+        self.n_iter_ = int(record["n_iter"])
+        self.reconstruction_err_ = float(record["reconstruction_err"])
 
     def _check_fit(self, rows: Rows) -> None:
         self._check_sign(rows.smallest)

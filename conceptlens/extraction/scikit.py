@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from .base import Extractor, check_rows, check_transform, like
+from .. import distributed
+from .base import Extractor, Savable, check_rows, check_transform, like
 
+# Those that can be saved: their names in a file say what to import.
+SAVABLE = {
+    "PCA": "decomposition",
+    "FastICA": "decomposition",
+    "KMeans": "cluster",
+    "MiniBatchDictionaryLearning": "decomposition",
+}
 # Vectors of a store that an estimator with `partial_fit` is given at once.
 BATCH = 4096
 
 
-class ScikitExtractor(BaseEstimator):
+class ScikitExtractor(Savable):
     """An estimator of scikit-learn, used as it is, between tensors.
 
     Codes are what ``transform`` gives or, of a clustering, one-hot rows. Decoding is affine in all
@@ -52,6 +60,11 @@ class ScikitExtractor(BaseEstimator):
 
     def fit(self, a: Any, y: None = None) -> ScikitExtractor:
         """Learn from rows ``(n, C)`` or from a store, which is streamed where that is possible."""
+        if distributed.world_size() > 1:
+            raise ValueError(
+                f"{type(self.estimator).__name__} fits in one process: leave "
+                "`distributed.together`, or use NMF or SparseAutoencoder"
+            )
         if not hasattr(a, "vectors"):
             self.estimator.fit(_array(check_rows(a)))
         elif hasattr(self.estimator, "partial_fit"):
@@ -80,6 +93,33 @@ class ScikitExtractor(BaseEstimator):
         """Return the rows ``(n, C)`` that codes ``(n, k)`` stand for; differentiable."""
         codes = torch.as_tensor(u)
         return like(codes @ self.components_.to(codes) + self.offset_.to(codes), u)
+
+    def _options(self) -> dict[str, Any]:
+        name = type(self.estimator).__name__
+        if name not in SAVABLE:
+            raise ValueError(f"{name} cannot be saved, only {', '.join(SAVABLE)} can")
+        return {"estimator": name, **self.estimator.get_params()}
+
+    @classmethod
+    def _made_from(cls, options: dict[str, Any]) -> ScikitExtractor:
+        name = options["estimator"]
+        kind = getattr(import_module(f"sklearn.{SAVABLE[name]}"), name)
+        return cls(kind(**{n: value for n, value in options.items() if n != "estimator"}))
+
+    def _learnt(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        told, learnt = self.estimator.get_params(), vars(self.estimator).items()
+        numbers = {n: x for n, x in learnt if type(x) in (int, float, str) and n not in told}
+        arrays = {n: np.array(x) for n, x in learnt if isinstance(x, (np.ndarray, np.generic))}
+        tensors = {n: torch.from_numpy(x) for n, x in arrays.items() if x.dtype.kind in "bif"}
+        return tensors, {"attributes": numbers}
+
+    def _relearn(self, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
+        arrays = {name: tensor.numpy()[()] for name, tensor in tensors.items()}
+        for name, value in {**arrays, **record["attributes"]}.items():
+            if hasattr(self.estimator, name):
+                raise ValueError(f"{name} is nothing that a fit learns")
+            setattr(self.estimator, name, value)
+        self._read()
 
     def _read(self) -> None:
         """Read the affine decoder off the fitted estimator."""

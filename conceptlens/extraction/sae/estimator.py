@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from ...batching import in_batches
+from ...sealing import check_tensors
 from ..base import SklearnExtractor, check_fitted, check_transform, like
-from . import saving
+from ..saving import WEIGHTS
+from .checkpoint import is_history
 from .formulas import Weights
 from .settings import Settings
-from .training import Training
+from .training import Training, start
 from .variants import VARIANTS
 from .vectors import Vectors
 
@@ -183,21 +185,18 @@ class SparseAutoencoder(SklearnExtractor):
         dictionary, intercept = (w.to(codes.device, codes.dtype) for w in weights)
         return like(codes @ dictionary + intercept, u)
 
-    def save(self, folder: str | Path) -> None:
-        """Write weights (safetensors), options and history (JSON) and a card (README.md)."""
-        check_fitted(self)
-        saving.save(self, Path(folder))
+    def _learnt(self) -> tuple[Weights, dict[str, Any]]:
+        return self.weights_, {"n_iter": self.n_iter_, "history": self.history_}
 
-    @classmethod
-    def load(cls, folder: str | Path) -> SparseAutoencoder:
-        """Read what `save` wrote.
-
-        Raises
-        ------
-        ValueError
-            If a file is missing, damaged or not what `save` writes.
-        """
-        return saving.load(cls, Path(folder))
+    def _relearn(self, tensors: Weights, record: dict[str, Any]) -> None:
+        shape, intercept = tensors["components"].shape, tensors["intercept"]
+        if shape != (self.n_components, *intercept.shape):  # before any of that size are made
+            raise ValueError("its components are not those of its options")
+        if not isinstance(record["n_iter"], int) or not is_history(record):
+            raise ValueError("it lacks n_iter or history")
+        expected = start(Settings.of(self.get_params()), intercept)
+        check_tensors(Path(WEIGHTS), tensors, expected)
+        self._learn(tensors, record["history"], record["n_iter"])
 
     def _take(self, training: Training) -> None:
         self._learn(training.fitted(), list(training.history), training.number)
