@@ -72,7 +72,9 @@ class Backbone:
     -----
     Before the layer is first used, ``head(activations(x))`` is compared with ``model(x)`` on one
     batch, and a difference raises `NotCuttableError` with its size. The size of the pictures is
-    fixed from then on. Gradients flow where the input requires them, otherwise none are recorded.
+    fixed from then on. A model whose convolutions are ``channels_last``, as they are in those that
+    the constructors make, is given pictures likewise. Gradients flow where the input requires
+    them, otherwise none are recorded.
     """
 
     def __init__(
@@ -320,7 +322,7 @@ class Backbone:
 
     def _input(self, x: Tensor) -> Tensor:
         """Check pictures, move them to the model, and cut the model on first use."""
-        x = _check_pictures(x).to(self.device)
+        x = _check_pictures(x).to(self.device, memory_format=_memory_format(self.model))
         expected = self._ready(x).recording.input_shape
         if tuple(x.shape[1:]) != expected:
             raise ValueError(
@@ -511,6 +513,14 @@ def _check_pictures(x: Tensor) -> Tensor:
             f"{tuple(x.shape)}"
         )
     return x
+
+
+def _memory_format(model: nn.Module) -> torch.memory_format:
+    """How the model's convolutions are laid out, which its input should match."""
+    last = torch.channels_last
+    convolutions = (p for p in model.parameters() if p.ndim == 4)
+    turned = any(p.is_contiguous(memory_format=last) > p.is_contiguous() for p in convolutions)
+    return last if turned else torch.preserve_format
 
 
 def _the_tensor(output: Any) -> Tensor:

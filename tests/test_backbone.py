@@ -371,3 +371,25 @@ def test_several_layers_from_one_pass(device):
     assert not any(m._forward_hooks for m in model.modules())
     with pytest.raises(ValueError, match="no layer 'layer5'"):
         bb.activations_at(x, ["layer5"])
+
+
+def test_channels_last_models_are_given_pictures_likewise_and_stay_so():
+    def weights():
+        return [p.stride() for p in model.parameters()]
+
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)
+    )
+    x = torch.rand(2, 3, 16, 16)
+    seen = []
+    model[0].register_forward_pre_hook(lambda _, args: seen.append(args[0].stride()[1]))
+    plain, strides = Backbone(model, "1").activations(x), weights()
+    assert set(seen) == {16 * 16}
+    assert weights() == strides
+    seen.clear()
+    model.to(memory_format=torch.channels_last)
+    strides = weights()
+    torch.testing.assert_close(Backbone(model, "1").activations(x), plain)
+    assert set(seen) == {1}
+    assert weights() == strides
