@@ -3,29 +3,41 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import warnings
 from collections.abc import Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from . import distributed
 from ._version import __version__
+from .distributed import PeerLostError
 from .extraction import EXTRACTORS
 from .loading import FORMS, load_backbone
 
+# Seconds that a process waits for one that does not answer: one that has done its share of the
+# pictures waits for the slowest, and torchrun itself ends all when one of them dies.
+WAIT = 24 * 3600.0
+WITHOUT_MODEL = ("demo", "fit", "verify", "compare")
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit status, 2 for input that cannot be used."""
+    """Run the command; return its exit status: 2 for input that cannot be used, 1 without peers."""
     options = _parser().parse_args(arguments)
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning  # type: ignore[assignment]
             options.run(options)
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
         print(f"conceptlens: error: {error}", file=sys.stderr)
         return 2
+    except PeerLostError as error:
+        print(f"conceptlens: error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("conceptlens: interrupted", file=sys.stderr)
         return 130
@@ -70,13 +82,40 @@ def _parser() -> argparse.ArgumentParser:
 
     cache = _command(
         commands, "cache", _cache, "compute a layer's activations once and keep them on disk",
-        "conceptlens cache torchvision:resnet50 photos/ --layer layer4 --out acts --dtype float16",
+        "conceptlens cache torchvision:resnet50 photos/ --layer layer4 --out acts --dtype float16\n"
+        "  torchrun --nproc-per-node 2 -m conceptlens cache net.py:make photos/ --out acts",
     )  # fmt: skip
     _model_options(cache)
     cache.add_argument("images", metavar="IMAGES", help="folder of pictures, searched below")
     cache.add_argument("--out", type=Path, required=True, help="folder of the store")
     cache.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
     cache.add_argument("--workers", type=int, default=0, help="processes that read pictures (0)")
+    cache.add_argument(
+        "--shard-mib",
+        type=float,
+        default=64,
+        help="size of a file; torchrun's processes share files",
+    )
+
+    fit = _command(
+        commands, "fit", _fit, "learn a dictionary of concepts from a store",
+        "conceptlens fit acts --components 25 --out dictionary\n"
+        "  torchrun --nproc-per-node 2 -m conceptlens fit acts --extractor sae --components 4096 "
+        "--set n_epochs=5 --out dictionary --checkpoint",
+    )  # fmt: skip
+    fit.add_argument("store", metavar="STORE", help="what cache wrote")
+    fit.add_argument("--out", type=Path, required=True, help="folder of the dictionary")
+    fit.add_argument("--extractor", choices=EXTRACTORS, default="nmf", help="(nmf)")
+    fit.add_argument("--components", type=int, default=10, help="number of concepts (10)")
+    fit.add_argument("--seed", type=int, default=0)
+    fit.add_argument(
+        "--set", nargs="+", default=[], metavar="NAME=VALUE", help="further options of its class"
+    )
+    fit.add_argument(
+        "--checkpoint",
+        action="store_true",
+        help="keep one in OUT, and go on from it if it is there",
+    )
 
     verify = _command(
         commands, "verify", _verify, "read every byte of stores and explanations, check the sums",
@@ -108,7 +147,7 @@ def _command(
         name,
         help=summary,
         description=summary[0].upper() + summary[1:] + ".",
-        epilog=f"example:\n  {example}\n\n{'' if name in ('demo', 'compare', 'verify') else FORMS}",
+        epilog=f"example:\n  {example}\n\n{'' if name in WITHOUT_MODEL else FORMS}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.set_defaults(run=run)
@@ -166,15 +205,69 @@ def _write(explanation: Any, out: Path) -> None:
 def _cache(options: argparse.Namespace) -> None:
     from .store import ActivationStore
 
-    store = ActivationStore.build(
-        _backbone(options),
-        options.images,
-        options.out,
-        batch_size=options.batch_size,
-        dtype=getattr(torch, options.dtype),
-        num_workers=options.workers,
-    )
-    print(store)
+    with distributed.together(WAIT):
+        store = ActivationStore.build(
+            _backbone(options),
+            options.images,
+            options.out,
+            batch_size=options.batch_size,
+            dtype=getattr(torch, options.dtype),
+            num_workers=options.workers,
+            shard_bytes=int(options.shard_mib * 2**20),
+        )
+        if distributed.rank() == 0:
+            print(store)
+
+
+def _fit(options: argparse.Namespace) -> None:
+    from .extraction import SparseAutoencoder
+    from .store import ActivationStore
+
+    extractor, kept = _extractor(options), options.out / "checkpoint.safetensors"
+    with distributed.together(WAIT):
+        rows: Any = ActivationStore.open(options.store)
+        where = {"checkpoint": kept} if options.checkpoint else {}
+        if not isinstance(extractor, SparseAutoencoder):  # it takes its share of each batch itself
+            rows = distributed.share_of(rows)
+        elif where:
+            where = {"checkpoint": kept.parent}
+        if where:
+            options.out.mkdir(parents=True, exist_ok=True)
+        extractor.fit(rows, **where)
+        if distributed.rank() == 0:
+            extractor.save(options.out)
+            kept.unlink(missing_ok=True)
+            print(extractor)
+            print(options.out)
+
+
+def _extractor(options: argparse.Namespace) -> Any:
+    """The extractor that --extractor, --components, --seed and --set ask for."""
+    name, k = options.extractor, options.components
+    if name == "sae":  # that of `EXTRACTORS` is for hundreds of rows, a store has millions
+        from .extraction import SparseAutoencoder
+
+        extractor: Any = SparseAutoencoder(
+            k, sparsity=max(1, min(32, k // 2)), random_state=options.seed
+        )
+    else:
+        extractor = EXTRACTORS[name](k, options.seed)
+    if options.checkpoint and "checkpoint" not in signature(extractor.fit).parameters:
+        raise ValueError(f"--checkpoint: {name} keeps none, it fits in one go")
+    for pair in options.set:
+        option, equals, value = pair.partition("=")
+        if not equals:
+            raise ValueError(f"--set takes NAME=VALUE, got {pair!r}")
+        extractor.set_params(**{option: _value(value)})
+    return extractor
+
+
+def _value(text: str) -> Any:
+    """A number, true, false or null as JSON writes them; else the text itself."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _verify(options: argparse.Namespace) -> None:

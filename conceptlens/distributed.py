@@ -33,6 +33,7 @@ def together(timeout: float = 300.0) -> Iterator[None]:
 
     A group that exists already is used; otherwise one is made (gloo, and NCCL for CUDA tensors)
     and ended with the block. A process that leaves the block by an exception so stops the others.
+    "cuda" is the device of the process's own number from then on.
 
     Parameters
     ----------
@@ -46,6 +47,8 @@ def together(timeout: float = 300.0) -> Iterator[None]:
     wait = timedelta(seconds=timeout)
     if made:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         dist.init_process_group(backend, timeout=wait)
     _groups.append(dist.group.WORLD if made else dist.new_group(timeout=wait))
     try:

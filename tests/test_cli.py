@@ -6,8 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
-from conceptlens import ActivationStore, Explanation
+from conceptlens import NMF, ActivationStore, Explanation, SparseAutoencoder
 from conceptlens.cli import main
+from conceptlens.extraction import load
 
 NETWORK = """
 import torch
@@ -86,6 +87,50 @@ def test_cache_writes_a_store_and_a_second_run_finds_it(files, capsys):
     assert run(files, command, capsys)[0] == 0
     assert (files / "store" / "manifest.json").stat().st_mtime_ns == manifest
     assert ActivationStore.open(files / "store").shape == (12, 64, 12)
+
+
+@pytest.mark.parametrize(
+    ("words", "extractor"),
+    [
+        ("", NMF(10)),
+        ("--components 3 --set tol=1e-3 init=random --seed 4 --checkpoint", None),
+        ("--extractor sae --components 6 --set n_epochs=2 --checkpoint", None),
+    ],
+)
+def test_fit_writes_the_dictionary_that_the_class_learns(files, capsys, words, extractor):
+    cache = "cache {d}/net.py:with_names {d}/photos --layer 1 --out {d}/store"
+    assert run(files, cache, capsys)[0] == 0
+    status, out, err = run(files, f"fit {{d}}/store --out {{d}}/fitted {words}", capsys)
+    assert status == 0, err
+    assert out.splitlines()[-1] == str(files / "fitted")
+    if "sae" in words:
+        extractor = SparseAutoencoder(6, sparsity=3, n_epochs=2)
+    elif words:
+        extractor = NMF(3, tol=1e-3, init="random", random_state=4)
+    extractor.fit(ActivationStore.open(files / "store"))
+    fitted = load(files / "fitted")
+    assert repr(fitted) == repr(extractor)
+    assert torch.equal(fitted.components_, extractor.components_)
+    names = {file.name for file in (files / "fitted").iterdir()}
+    assert names == {"model.safetensors", "config.json", "README.md"}
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("fit {d}/photos --out {d}/o", "photos"),
+        ("fit {d}/store --components 13 --out {d}/o", "n_components=13"),
+        ("fit {d}/store --set tol --out {d}/o", "NAME=VALUE, got 'tol'"),
+        ("fit {d}/store --set tool=1 --out {d}/o", "'tool'"),
+        ("fit {d}/store --extractor pca --checkpoint --out {d}/o", "--checkpoint: pca"),
+    ],
+)
+def test_fits_that_cannot_be_are_refused(files, capsys, command, words):
+    run(files, "cache {d}/net.py:with_names {d}/photos --layer 1 --out {d}/store", capsys)
+    status, _, err = run(files, command, capsys)
+    assert status == 2
+    assert words in err
+    assert not (files / "o").exists()
 
 
 def test_verify_tells_whole_from_damaged(files, capsys):
@@ -169,7 +214,7 @@ def test_one_broken_picture_is_skipped_and_named(files, capsys):
     assert "bad.jpg" in err
 
 
-@pytest.mark.parametrize("command", ["", "demo", "explain", "cache", "verify", "layers"])
+@pytest.mark.parametrize("command", ["", "demo", "explain", "cache", "fit", "verify", "layers"])
 def test_help_has_an_example(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([*command.split(), "--help"])

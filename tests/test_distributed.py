@@ -8,13 +8,19 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
+from PIL import Image
 from safetensors.torch import load_file
 
 from conceptlens import ActivationStore, Backbone, distributed
+from conceptlens.cli import main
 from conceptlens.distributed import PeerLostError, StoreShare
+from conceptlens.extraction import load
+
+ROOT = Path(__file__).parent.parent
 
 
 def start(number, port, work, queue):
@@ -164,6 +170,71 @@ def test_two_processes_build_the_store_of_one_and_resume_after_a_loss(tmp_path):
     assert 3 <= len([name for name in kept if name.startswith("activations")]) < 7
     in_two_processes(partial(build, tmp_path / "lost"))
     assert content(tmp_path / "lost") == expected
+
+
+def torchrun(*arguments):
+    """``torchrun --nproc-per-node 2 -m conceptlens ...``, on one thread each."""
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [sys.executable, *launch, "-m", "conceptlens", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+
+
+NETWORK = """
+import torch
+from torch import nn
+from torchvision.transforms import ToTensor
+from conceptlens import Backbone
+
+def make():
+    torch.manual_seed(0)
+    features = nn.Sequential(nn.Conv2d(3, 16, 8, 8, bias=False), nn.ReLU())
+    model = nn.Sequential(features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 3))
+    return Backbone(model, "0", ToTensor())
+"""
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A network, 60 pictures, and the store of six files that one process makes of them.
+
+    Pictures are tiled by shades of two patterns below noise, so that the dictionary is determined.
+    """
+    folder = tmp_path_factory.mktemp("work")
+    (folder / "net.py").write_text(NETWORK)
+    (folder / "photos").mkdir()
+    generator = np.random.default_rng(0)
+    patterns = generator.integers(0, 196, (2, 8, 8, 3))
+    for i in range(60):
+        tiles, shades = generator.integers(0, 2, (8, 8)), generator.uniform(0.2, 1, (8, 8))
+        picture = patterns[tiles] * shades[..., None, None, None]  # (8, 8, 8, 8, 3)
+        pixels = picture.swapaxes(1, 2).reshape(64, 64, 3) + generator.integers(0, 60, (64, 64, 3))
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / "photos" / f"{i:02d}.png")
+    assert main([*cache(folder), "--out", str(folder / "store")]) == 0
+    return folder
+
+
+def cache(folder):
+    size = ["--batch-size", "5", "--shard-mib", "0.04"]  # ten pictures of 64 × 16 numbers
+    return ["cache", f"{folder}/net.py:make", str(folder / "photos"), *size]
+
+
+def test_two_processes_of_the_command_fill_one_store(workplace, tmp_path):
+    done = torchrun(*cache(workplace), "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{ActivationStore.open(tmp_path)}\n"  # from one process alone
+    assert content(tmp_path) == content(workplace / "store")
+
+
+@pytest.mark.parametrize("extractor", ["nmf", "sae"])
+def test_two_processes_of_the_command_fit_as_one(workplace, tmp_path, extractor):
+    words = ["fit", workplace / "store", "--components", 2, "--extractor", extractor]
+    words += ["--set", "n_epochs=2" if extractor == "sae" else "tol=1e-3"]
+    shared = torchrun(*words, "--checkpoint", "--out", tmp_path / "shared")
+    assert shared.returncode == 0, shared.stderr
+    assert shared.stdout.splitlines()[1:] == [str(tmp_path / "shared")]  # from one process alone
+    assert main([*map(str, words), "--out", str(tmp_path / "alone")]) == 0
+    found, expected = (load(tmp_path / name).components_ for name in ("shared", "alone"))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 def test_alone_nothing_happens():

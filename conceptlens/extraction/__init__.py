@@ -15,7 +15,7 @@ from .saving import CONFIG, kind_in
 from .scikit import ScikitExtractor, as_extractor
 from .semi_nmf import SemiNMF
 
-__all__ = ["EXTRACTORS", "Extractor", "as_extractor", "load"]
+__all__ = ["EXTRACTORS", "Extractor", "SparseAutoencoder", "as_extractor", "load"]
 
 
 def _scikit(module: str, name: str) -> Callable[[int, int], Extractor]:
