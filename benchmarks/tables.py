@@ -1,5 +1,6 @@
-"""Printing what the benchmarks find: means over seeds with their 95 % intervals."""
+"""Printing what the benchmarks find: means over seeds with their 95 % intervals, and goals."""
 
+import re
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -30,3 +31,15 @@ def show(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -
         )
         if i == 0:
             print("  ".join("-" * width for width in widths))
+
+
+# A line for `run.py`: what, what was measured and what was to be reached, and whether it was.
+GOAL = re.compile(r"^goal \| (.+?) \| (.+?) \| (.+?) \| (met|missed)$", re.MULTILINE)
+
+
+def goal(what: str, measured: float, wanted: float, unit: str = "×", *, most: bool = False) -> None:
+    """Print a figure beside the least that it should be, or the most."""
+    met = measured <= wanted if most else measured >= wanted
+    sign = "≤" if most else "≥"
+    cells = (what, f"{measured:.3g}{unit}", f"{sign} {wanted:g}{unit}", "met" if met else "missed")
+    print(f"goal | {' | '.join(cells)}", flush=True)
