@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
+from html import escape
 from typing import Any
 
 import torch
@@ -241,6 +242,20 @@ class Backbone:
             f"{cut.layout.grid[0]}×{cut.layout.grid[1]}), C={cut.layout.channels}{classes}, "
             f"head by {cut.mechanism}, on {self.device})"
         )
+
+    def _repr_html_(self) -> str:
+        cut = self._cut
+        facts: dict[str, object] = {
+            "model": type(self.model).__name__,
+            "layer": self._layer if cut is None else cut.layer,
+        }
+        if cut is not None:
+            facts["grid"] = f"{cut.layout.grid[0]} × {cut.layout.grid[1]}"
+            facts |= {"channels": cut.layout.channels, "head by": cut.mechanism}
+        facts["classes"] = "unnamed" if self.class_names is None else len(self.class_names)
+        facts["device"] = self.device
+        rows = (f"<tr><th>{name}</th><td>{escape(str(f))}</td></tr>" for name, f in facts.items())
+        return f"<table><caption>Backbone</caption>{''.join(rows)}</table>"
 
     # -- what it does ---------------------------------------------------------------------
 

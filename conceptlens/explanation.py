@@ -232,6 +232,18 @@ class Explanation:
 
         return summary(self)
 
+    def explore(self) -> Any:
+        """Return a view for notebooks: choose a concept and a picture, see its map and crops.
+
+        Raises
+        ------
+        ImportError
+            Without ipywidgets.
+        """
+        from .explore import explore
+
+        return explore(self)
+
     def to_html(self, path: str | Path) -> Path:
         """Write the report, one self-contained HTML file; return its path."""
         from .report import render

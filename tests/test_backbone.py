@@ -1,6 +1,7 @@
 """Backbone: the cut gives the model's own logits and leaves nothing behind."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -393,3 +394,18 @@ def test_channels_last_models_are_given_pictures_likewise_and_stay_so():
     torch.testing.assert_close(Backbone(model, "1").activations(x), plain)
     assert set(seen) == {1}
     assert weights() == strides
+
+
+def test_a_notebook_shows_it_as_a_table_whatever_its_names():
+    class_names = ["a", "b"]
+    model = torch.nn.Sequential()
+    model.add_module("<b>", torch.nn.Conv2d(3, 5, 4, 4))
+    model.add_module("rest", torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(20, 2)))
+    bb = Backbone(model, "<b>", class_names=class_names)
+    assert "channels" not in bb._repr_html_()  # it is not used yet, and stays so
+    bb.activations(torch.zeros(1, 3, 8, 8))
+    cells = dict(re.findall("<th>(.+?)</th><td>(.+?)</td>", bb._repr_html_()))
+    assert cells == {
+        "model": "Sequential", "layer": "&lt;b&gt;", "grid": "2 × 2", "channels": "5",
+        "head by": bb.mechanism, "classes": "2", "device": "cpu",
+    }  # fmt: skip

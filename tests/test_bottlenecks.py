@@ -1,6 +1,7 @@
 """What every bottleneck model must do: one table of models, one list of checks."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -111,6 +112,13 @@ def test_is_an_estimator_of_scikit_learn(model):
         )
         with pytest.raises(ValueError, match="2 concept_names for 4 concepts"):
             clone(model).set_params(concept_names=names[:2]).fit(x, y, concepts=c)
+
+
+def test_notebooks_show_scikit_learns_diagram(model):
+    for estimator, state in ((clone(model), "not fitted"), (model, "fitted")):
+        html = estimator._repr_html_()
+        assert type(model).__name__ in re.sub("<style>.*?</style>", "", html, flags=re.DOTALL)
+        assert f"<span>{state}</span>" in html.lower()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -2,14 +2,21 @@
 
 import json
 import re
+import sys
+from base64 import b64decode
 from dataclasses import replace
+from html import escape
+from io import BytesIO
 from types import SimpleNamespace
 
 import pytest
 import torch
 from matplotlib.text import Text
+from PIL import Image
+from torchvision.transforms.functional import pil_to_tensor
 
 from conceptlens import Concept, Crop, Explanation, Importance
+from conceptlens.explore import page
 from conceptlens.naming import Names
 from conceptlens.plots import concept_gallery, importance_bars, overlay, overlays
 
@@ -174,3 +181,45 @@ def test_names_flow_into_plots_report_and_files(explanation, tmp_path):
     assert "whisker (2)" in str([t.get_text() for t in named.plot().findobj(Text)])
     with pytest.raises(ValueError, match="2 names for 3 concepts"):
         explanation.named(Names(["a", "b"], torch.rand(2), [[], []], "hand"))
+
+
+# -- in notebooks ----------------------------------------------------------------------------
+
+
+def test_explore_shows_what_its_menus_choose(explanation):
+    view = explanation.explore()
+    menus, shown = view.children
+    concept, picture = menus.children
+    assert concept.options[0][0] == f"1. {explanation.concepts[0].name}"
+    assert [name for name, _ in picture.options] == explanation.picture_names
+    pages = {shown.value}
+    for concept.value, picture.value in ((1, 0), (1, 3), (2, 2)):
+        chosen = explanation.concepts[concept.value]
+        assert escape(chosen.name) in shown.value
+        assert f"{chosen.importance:.3f} ± {chosen.stderr:.3f}" in shown.value
+        assert escape(explanation.picture_names[picture.value]) in shown.value
+        assert f"{explanation.importance.per_image[picture.value, chosen.index]:.3f}" in shown.value
+        assert len(re.findall(r'<img [^>]*src="data:image/jpeg[^>]* alt="', shown.value)) == 5
+        assert "<script" not in shown.value
+        pages.add(shown.value)
+    assert len(pages) == 4
+
+
+def test_explore_paints_where_the_concept_is(explanation):
+    left, right = explanation.concept_maps.clone(), explanation.concept_maps.clone()
+    left[..., 3:], right[..., :3] = 0, 0
+    images = []
+    for maps in (left, right):
+        html = page(replace(explanation, concept_maps=maps), 0, 1)
+        data = re.search(r"data:image/jpeg;base64,([^\"]+)", html)[1]
+        images.append(pil_to_tensor(Image.open(BytesIO(b64decode(data)))).float())
+    # The picture is greyed and the concept at rank 0 is blue: blue above red where it is.
+    blue = [(image[2] - image[0]).split(24, dim=1) for image in images]
+    assert blue[0][0].mean() > 20 > blue[0][1][:, 8:].mean()
+    assert blue[1][1].mean() > 20 > blue[1][0][:, :-8].mean()
+
+
+def test_explore_without_ipywidgets_says_what_to_install(explanation, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)
+    with pytest.raises(ImportError, match=r"conceptlens\[notebook\]"):
+        explanation.explore()
