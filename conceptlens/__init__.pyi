@@ -4,7 +4,8 @@ from .backbone import Backbone, NotCuttableError
 from .clusters import ClusterGraph, cluster_graph
 from .comparison import Comparison, compare
 from .craft import CRAFT
-from .explanation import Concept, Crop, Explanation
+from .crops import Crop
+from .explanation import Concept, Explanation
 from .extraction.convex_nmf import ConvexNMF
 from .extraction.nmf import NMF
 from .extraction.sae import SparseAutoencoder, loss_recovered

@@ -12,20 +12,19 @@ from ._version import __version__
 from .backbone import Backbone
 from .batching import in_batches
 from .class_pictures import ClassPictures, select
-from .explanation import Concept, Crop, CropSet, Explanation
+from .crops import CropSet
+from .explanation import Concept, Explanation
 from .extraction import Extractor, as_extractor
 from .extraction.nmf import NMF
 from .images import Pictures, crop_boxes, cut, denormalise, position_boxes, resize
+from .importance import ESTIMATORS
 from .importance.result import Importance
-from .importance.sobol import sobol
 from .local import logit_parts
 from .maps import codes_on_grid
 from .metrics.extraction import relative_error
 from .metrics.faithfulness import c_deletion, c_insertion, c_mu_fidelity
 from .model import DictionaryModel
 
-# Crops that overlap more than this show the same thing; a gallery needs only one of them.
-MAX_OVERLAP = 0.3
 # Of the integration along all pictures' codes; what it misses is told as a part of its own.
 FEW_STEPS = 32
 CROPS = ("resized", "positions")
@@ -52,6 +51,9 @@ class CRAFT:
         activations cost none, and are shown as crops around them, though they see further.
     extractor : Extractor or scikit-learn estimator, optional
         Default: ``NMF(n_concepts, random_state=seed)``, which needs a layer after a ReLU.
+    importance : str
+        What ranks the concepts in place of the total Sobol index: a name in
+        `conceptlens.importance.ESTIMATORS`.
     n_designs : int
         Number N of design points of the Sobol indices, a power of two.
     batch_size : int
@@ -72,6 +74,7 @@ class CRAFT:
         *,
         crops: str = "resized",
         extractor: Extractor | None = None,
+        importance: str = "sobol",
         n_designs: int = 64,
         batch_size: int = 32,
         seed: int = 0,
@@ -83,6 +86,9 @@ class CRAFT:
             raise ValueError(f"crops must be one of {list(CROPS)}, got {crops!r}")
         self.crops = crops
         self.extractor = None if extractor is None else as_extractor(extractor)
+        if importance not in ESTIMATORS:
+            raise ValueError(f"importance must be one of {list(ESTIMATORS)}, got {importance!r}")
+        self.importance = importance
         self.n_designs = n_designs
         self.batch_size = batch_size
         self.seed = seed
@@ -135,21 +141,14 @@ class CRAFT:
             pictures.activations,
             self.batch_size,
         )
-        importance = sobol(
-            cm,
-            codes,
-            pictures.target,
-            n_designs=self.n_designs,
-            seed=self.seed,
-            batch_size=self.batch_size,
-        )
+        importance = self._importance(cm, codes, pictures.target)
         concepts = [
             Concept(
                 index=int(i),
                 name=cm.concept_names[i],
                 importance=float(importance.values[i]),
                 stderr=float(importance.stderr[i]),
-                crops=_best_crops(crop_set.codes[:, i], crop_set.boxes, crop_set.owners),
+                crops=crop_set.best(i),
             )
             for i in importance.order
         ]
@@ -237,6 +236,13 @@ class CRAFT:
         boxes, owners = self._boxes(pictures.x).repeat(n, 1), torch.arange(n).repeat_interleave(m)
         return extractor, CropSet(pictures.x, boxes, owners, rows, codes)
 
+    def _importance(self, cm: DictionaryModel, codes: Tensor, target: int) -> Importance:
+        sampled = self.importance.startswith("sobol")
+        options = {"n_designs": self.n_designs} if sampled else {}
+        return ESTIMATORS[self.importance](
+            cm, codes, target, seed=self.seed, batch_size=self.batch_size, **options
+        )
+
     def _sign_error(self, lowest: float) -> str:
         layers = [
             info.name
@@ -307,26 +313,3 @@ class CRAFT:
             f"CRAFT({self.backbone!r}, n_concepts={self.n_concepts}, "
             f"patch_size={self.patch_size}, seed={self.seed})"
         )
-
-
-def _best_crops(codes: Tensor, boxes: Tensor, owners: Tensor, n: int = 10) -> list[Crop]:
-    """The crops with the highest code, without those that mostly repeat a better one."""
-    chosen: list[int] = []
-    for i in codes.argsort(descending=True).tolist():
-        if len(chosen) == n or codes[i] <= 0:
-            break
-        same = [j for j in chosen if owners[j] == owners[i]]
-        if all(_overlap(boxes[i], boxes[j]) <= MAX_OVERLAP for j in same):
-            chosen.append(i)
-    return [
-        Crop(picture=int(owners[i]), box=tuple(boxes[i].tolist()), score=float(codes[i]))
-        for i in chosen
-    ]
-
-
-def _overlap(a: Tensor, b: Tensor) -> float:
-    """Intersection over union of two boxes (left, top, right, bottom)."""
-    inner = (torch.minimum(a[2:], b[2:]) - torch.maximum(a[:2], b[:2])).clamp(min=0)
-    common = float(inner.prod())
-    areas = [float((c[2:] - c[:2]).prod()) for c in (a, b)]
-    return common / (sum(areas) - common)

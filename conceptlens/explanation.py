@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from .crops import Crop, CropSet
 from .files import write_atomically
 from .importance.result import Importance
 from .model import ConceptModel
@@ -21,25 +22,6 @@ if TYPE_CHECKING:
     from .local import Waterfall
     from .naming.names import Names
     from .reproduction import Reproduction
-
-
-@dataclass(frozen=True)
-class Crop:
-    """A patch of a picture where a concept is strong.
-
-    Attributes
-    ----------
-    picture : int
-        Index of the picture.
-    box : tuple of int
-        Left, top, right and bottom in pixels.
-    score : float
-        The concept's code there.
-    """
-
-    picture: int
-    box: tuple[int, int, int, int]
-    score: float
 
 
 @dataclass(frozen=True)
@@ -69,29 +51,6 @@ class Concept:
     crops: list[Crop]
     candidates: list[tuple[str, float]] = field(default_factory=list)
     confidence: float | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class CropSet:
-    """All crops that a dictionary was learnt from.
-
-    Attributes
-    ----------
-    x : Tensor
-        The pictures as the network takes them, ``(n, 3, H, W)``.
-    boxes, owners : Tensor
-        Of each of the m crops its box ``(m, 4)`` and its picture ``(m,)``.
-    rows : Tensor
-        Their activations, averaged over the grid, ``(m, C)``.
-    codes : Tensor
-        Their codes, ``(m, k)``.
-    """
-
-    x: Tensor
-    boxes: Tensor
-    owners: Tensor
-    rows: Tensor
-    codes: Tensor
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from .explanation import Concept, Crop, Explanation
+from .crops import Crop
+from .explanation import Concept, Explanation
 from .files import write_atomically
 from .images import read_image, to_bytes
 from .importance.result import Importance

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from .backbone import Backbone
 from .craft import CRAFT
-from .explanation import CropSet, Explanation
+from .crops import CropSet
+from .explanation import Explanation
 from .images import resize
 from .model import DictionaryModel
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from conceptlens import CRAFT, NMF, Backbone, Explanation, SemiNMF
-from conceptlens.craft import _best_crops
+from conceptlens.crops import CropSet
 from conceptlens.images import crop_boxes, resize
 
 
@@ -62,6 +62,16 @@ def test_importance_is_the_closed_form(explanation):
     values = torch.tensor([c.importance for c in explanation.concepts], dtype=torch.float64)
     expected = torch.tensor([0.9, 0.1, 0.0], dtype=torch.float64)
     torch.testing.assert_close(values, expected, rtol=0, atol=0.01)
+
+
+def test_another_importance_ranks_by_what_it_measures():
+    """Without a colour, which fills a quarter, the logit falls by a quarter of its weight."""
+    found = craft_on(importance="occlusion").explain(squares(), "colourful")
+    values = torch.tensor([c.importance for c in found.concepts])
+    torch.testing.assert_close(values, torch.tensor([0.75, 0.25, 0.0]), rtol=0, atol=0.02)
+    assert found.provenance["importance"] == "occlusion"
+    with pytest.raises(ValueError, match="got 'sobel'"):
+        craft_on(importance="sobel")
 
 
 def test_crops_and_maps_show_the_colour(explanation):
@@ -172,5 +182,6 @@ def test_more_concepts_than_channels_is_refused():
 def test_best_crops_do_not_repeat_each_other():
     boxes = torch.tensor([[0, 0, 10, 10], [1, 0, 11, 10], [20, 0, 30, 10], [0, 0, 10, 10]])
     owners = torch.tensor([0, 0, 0, 1])
-    best = _best_crops(torch.tensor([4.0, 3.0, 0.0, 2.0]), boxes, owners)
+    codes = torch.tensor([[4.0, 3.0, 0.0, 2.0]]).mT
+    best = CropSet(squares(2), boxes, owners, codes, codes).best(0)
     assert [(c.picture, c.box[0], c.score) for c in best] == [(0, 0, 4.0), (1, 0, 2.0)]
