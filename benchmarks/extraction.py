@@ -1,0 +1,189 @@
+"""Extraction against the network itself, and against the loop that users write by hand.
+
+In memory, ``Backbone.activations`` is timed beside the whole network on the same tensors, in rounds
+that take turns; at an earlier layer it stops there and so may be faster than the network. From
+files, ``ActivationStore.build``, which also writes the activations to disk, is timed beside a
+forward hook on the network as its package loads it, whose outputs are put in a list on the CPU.
+Last, what other ways of running the network give. Only the memory format is chosen by itself:
+inference_mode gives nothing, bfloat16 changes the numbers (``Backbone(autocast=...)`` asks for it),
+and the hooks that cut a network do not fire inside compiled modules.
+
+Run with ``python benchmarks/extraction.py``; ``--quick`` takes one round of few pictures.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from tables import goal, show
+from torch import Tensor, nn
+from torchvision.models import resnet50
+
+from conceptlens import ActivationStore, Backbone
+from conceptlens.demo import demo_backbone, demo_pictures
+from conceptlens.images import Pictures, read_image
+
+BATCH = 16
+LAYERS = {"ResNet-50": ("layer4", "layer2"), "EfficientNet-Lite0": ("_swish", "_blocks.4")}
+Ways = dict[str, Callable[[], object]]
+
+
+def backbone(name: str, layer: str) -> Backbone:
+    if name == "ResNet-50":  # weights do not change how long it takes
+        return Backbone.from_torchvision("resnet50", layer, weights=None)
+    return demo_backbone(layer)
+
+
+def rates(ways: Ways, n: int, rounds: int) -> dict[str, float]:
+    """Pictures a second of each way: medians over rounds in which they take turns."""
+    took: dict[str, list[float]] = {way: [] for way in ways}
+    for _ in range(rounds):
+        for way, run in ways.items():
+            start = time.perf_counter()
+            run()
+            took[way].append(time.perf_counter() - start)
+    return {way: n / statistics.median(seconds) for way, seconds in took.items()}
+
+
+def whole(model: nn.Module, x: Tensor) -> None:
+    with torch.no_grad():
+        for batch in x.split(BATCH):
+            model(batch)
+
+
+def trunk(bb: Backbone, x: Tensor) -> None:
+    for batch in x.split(BATCH):
+        bb.activations(batch)
+
+
+def naive(bb: Backbone, model: nn.Module, files: list[Path]) -> Tensor:
+    """What is written by hand: a hook, a list, pictures read one after the other."""
+    seen, kept = {}, []
+
+    def hook(_module, _args, output):
+        seen["output"] = output  # some layers are called twice
+
+    handle = model.get_submodule(bb.layer).register_forward_hook(hook)
+    with torch.no_grad():
+        for i in range(0, len(files), BATCH):
+            model(torch.stack([bb.transform(read_image(f)) for f in files[i : i + BATCH]]))
+            kept.append(seen["output"].cpu())
+    handle.remove()
+    return torch.cat(kept)
+
+
+def as_loaded(bb: Backbone, name: str) -> nn.Module:
+    """The network's twin in the memory format that its package gives it."""
+    model = resnet50() if name == "ResNet-50" else demo_backbone().model
+    model.load_state_dict(bb.model.state_dict())
+    return model.eval().to(memory_format=torch.contiguous_format)
+
+
+def from_memory(name: str, x: Tensor, rounds: int) -> float:
+    bbs = {layer: backbone(name, layer) for layer in LAYERS[name]}
+    for bb in bbs.values():
+        bb.activations(x[:BATCH])
+    model = next(iter(bbs.values())).model
+    ways: Ways = {"the network": lambda: whole(model, x)}
+    for layer, bb in bbs.items():
+        ways[f"activations at {layer}"] = lambda bb=bb: trunk(bb, x)
+    found = rates(ways, len(x), rounds)
+    first = found["the network"]
+    show(
+        f"{name}, {len(x)} pictures in memory, batches of {BATCH}, "
+        f"{torch.get_num_threads()} threads",
+        ("", "pictures/s", "of the network"),
+        [[way, f"{rate:.1f}", f"{rate / first:.0%}"] for way, rate in found.items()],
+    )
+    return found[f"activations at {LAYERS[name][0]}"] / first
+
+
+def from_files(name: str, files: list[Path], rounds: int) -> float:
+    bb = backbone(name, LAYERS[name][0])
+    twin = as_loaded(bb, name)
+    folder = files[0].parent
+    ((_, x),) = Pictures(files[:2], bb.transform).batches(2)
+    expected = naive(bb, twin, files[:2]).flatten(2).mT
+    torch.testing.assert_close(bb.activations(x), expected, rtol=1e-3, atol=1e-3)
+
+    def build() -> None:
+        with tempfile.TemporaryDirectory() as store:
+            ActivationStore.build(bb, folder, store, BATCH)
+
+    ways: Ways = {
+        "hook and list, by hand": lambda: naive(bb, twin, files),
+        "ActivationStore.build": build,
+    }
+    found = rates(ways, len(files), rounds)
+    show(
+        f"{name}, {len(files)} JPEG files of 500 × 375",
+        ("", "pictures/s"),
+        [[way, f"{rate:.1f}"] for way, rate in found.items()],
+    )
+    by_hand, store = found.values()
+    return store / by_hand
+
+
+def other_ways(name: str, x: Tensor, rounds: int) -> None:
+    bb = backbone(name, LAYERS[name][0])
+    model, twin = bb.model, as_loaded(bb, name)
+    last = x.to(memory_format=torch.channels_last)
+    compiled = torch.compile(model)
+    start = time.perf_counter()
+    whole(compiled, last)
+    begun = time.perf_counter() - start
+
+    def inference() -> None:
+        with torch.inference_mode():
+            whole(model, last)
+
+    def bfloat16() -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            whole(model, last)
+
+    ways: Ways = {
+        "as its package loads it": lambda: whole(twin, x),
+        "channels_last": lambda: whole(model, last),
+        "and inference_mode": inference,
+        "and autocast to bfloat16": bfloat16,
+        f"and torch.compile ({begun:.0f} s to begin)": lambda: whole(compiled, last),
+    }
+    found = rates(ways, len(x), rounds)
+    first = next(iter(found.values()))
+    show(
+        f"{name}, ways to run the network",
+        ("", "pictures/s", "of the first"),
+        [[way, f"{rate:.1f}", f"{rate / first:.2f}×"] for way, rate in found.items()],
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pictures", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--quick", action="store_true")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    n, rounds = (BATCH, 1) if options.quick else (options.pictures, options.rounds)
+    x = torch.rand(n, 3, 224, 224)
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / f"{i:04}.jpg" for i in range(n)]
+        for file, picture in zip(files, demo_pictures("chelsea", n), strict=True):
+            picture.resize((500, 375)).save(file, quality=90)
+        share = {name: from_memory(name, x, rounds) for name in LAYERS}
+        gain = {name: from_files(name, files, rounds) for name in LAYERS}
+    for name in LAYERS:
+        other_ways(name, x[:BATCH], rounds)
+    print()
+    for name in LAYERS:
+        goal(f"{name}: extraction's share of the network", 100 * share[name], 90, " %")
+        goal(f"{name}: from files, over a hook and a list", gain[name], 1.3)
+
+
+if __name__ == "__main__":
+    main()
