@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -62,7 +62,7 @@ def in_batches(
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def ahead(items: Iterable[Item]) -> Iterator[Item]:
+def ahead(items: Iterable[Item]) -> Generator[Item, None, None]:
     """Iterate over `items`, of which a thread makes the next while one is worked on."""
     source, end = iter(items), object()
     with ThreadPoolExecutor(1) as reader:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from . import distributed
 from .batching import ahead, in_batches
 from .files import write_atomically
-from .images import Pictures, UnreadableImageError
+from .images import Pictures, cut_into_batches, warn_of_left_out
 from .manifest import (
     DTYPES,
     FORMAT,
@@ -29,6 +30,9 @@ from .manifest import (
 )
 from .progress import bar
 from .sealing import SUM, pack, record_of, seal, unpack
+
+# The most pictures of a shard: where rows are small a kill would otherwise cost hours of passes.
+SHARD_PICTURES = 4096
 
 Compute = Callable[[Tensor, Sequence[str]], Sequence[Tensor]]
 
@@ -55,31 +59,32 @@ def fill(
         As `ActivationStore.build` takes them.
     """
     names = [writer.name for writer in writers]
-    _, first = next(pictures.batches(1))  # it tells the size of a row
-    rows = compute(first, names)
+    rows = compute(pictures.first(), names)  # it tells their sizes
     for writer, row in zip(writers, rows, strict=True):
         writer.row_shape = tuple(row.shape[1:])
     largest = max(r.numel() * w.dtype.itemsize for r, w in zip(rows, writers, strict=True))
-    n, step = len(pictures), max(1, shard_bytes // (largest * batch_size)) * batch_size
-    ranges = [range(start, min(start + step, n)) for start in range(0, n, step)]
-    mine = _shared([(r, [w for w in writers if w.lacks(r)]) for r in ranges], writers)
+    step = min(shard_bytes // largest, SHARD_PICTURES) // batch_size * batch_size
+    ranges = cut_into_batches(range(len(pictures)), max(step, batch_size))
+    todo = _share(ranges, writers)
+    batches = [cut_into_batches(some, batch_size) for some, _ in todo]
+    unreadable: list[str] = []
+    writing: list[Future[None]] = []
+    n = sum(len(some) for some, _ in todo)
     with (
+        closing(ahead(pictures.read(list(chain(*batches))))) as reading,
         ThreadPoolExecutor(1) as behind,
-        bar(
-            "activations", sum(len(r) for r, _ in mine), "pictures", hidden=distributed.rank() > 0
-        ) as progress,
+        bar("activations", n, "pictures", hidden=distributed.rank() > 0) as progress,
     ):
-        writing: list[Future[None]] = []
-        for some, lacking in mine:
-            try:
-                for batch, x in ahead(pictures.batches(batch_size, some.start, some.stop)):
-                    _add(lacking, compute, batch, x, batch_size)
-                    progress.update(len(batch))
-            except UnreadableImageError as error:  # a shard without one good picture is empty
-                warnings.warn(str(error), stacklevel=4)
+        for (some, lacking), parts in zip(todo, batches, strict=True):
+            for indices, x, errors in islice(reading, len(parts)):
+                if indices:
+                    _add(lacking, compute, indices, x, batch_size)
+                unreadable += errors
+                progress.update(len(indices) + len(errors))
             _finish(writing)
             writing = [behind.submit(w.write, some, *w.take()) for w in lacking]
         _finish(writing)
+    warn_of_left_out(unreadable)
     distributed.barrier()
     if distributed.rank() == 0:
         for writer in writers:
@@ -87,19 +92,30 @@ def fill(
     distributed.barrier()
 
 
-Work = list[tuple[range, list["StoreWriter"]]]
+def _share(
+    ranges: Sequence[range], writers: Sequence[StoreWriter]
+) -> list[tuple[range, list[StoreWriter]]]:
+    """The ranges that this process fills, each with the stores that lack its shard.
 
-
-def _shared(todo: Work, writers: Sequence[StoreWriter]) -> Work:
-    """Of the ranges that process 0 found shards of to be missing, the part of this process."""
-    found = torch.tensor([[writer in lacking for writer in writers] for _, lacking in todo]).long()
+    Each process looks for a part of the shards, and fills as many of the missing ones.
+    """
+    rank, world = distributed.rank(), distributed.world_size()
+    lacks = torch.zeros(len(ranges), len(writers), dtype=torch.int64)
+    for i in range(rank, len(ranges), world):
+        lacks[i] = torch.tensor([writer.lacks(ranges[i]) for writer in writers])
     missing = [
-        (some, [w for w, lacks in zip(writers, row, strict=True) if lacks])
-        for (some, _), row in zip(todo, distributed.broadcast_(found).tolist(), strict=True)
+        (some, [writer for writer, is_missing in zip(writers, row, strict=True) if is_missing])
+        for some, row in zip(ranges, distributed.all_reduce_(lacks).tolist(), strict=True)
         if any(row)
     ]
+    mine = my_part(len(missing))
+    return missing[mine.start : mine.stop]
+
+
+def my_part(n: int) -> range:
+    """Of n things, of which there may be few, the consecutive ones of this process."""
     rank, world = distributed.rank(), distributed.world_size()
-    return missing[len(missing) * rank // world : len(missing) * (rank + 1) // world]
+    return range(n * rank // world, n * (rank + 1) // world)
 
 
 def _add(

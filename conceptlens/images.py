@@ -146,35 +146,65 @@ class Pictures(Dataset[Tensor]):
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        stop = len(self) if stop is None else stop
-        cuts = [list(range(i, min(i + batch_size, stop))) for i in range(start, stop, batch_size)]
-        loader = DataLoader(
-            _Forgiving(self), batch_sampler=cuts, collate_fn=list, num_workers=self.num_workers
-        )
+        cuts = cut_into_batches(range(start, len(self) if stop is None else stop), batch_size)
         bad: list[str] = []
-        for indices, items in zip(cuts, loader, strict=True):
-            bad += [str(item) for item in items if isinstance(item, UnreadableImageError)]
-            good = [(i, x) for i, x in zip(indices, items, strict=True) if isinstance(x, Tensor)]
-            if good:
-                yield [i for i, _ in good], self._stack(good)
-        if len(bad) == stop - start > 0:
+        n_good = 0
+        for indices, x, errors in self.read(cuts):
+            bad += errors
+            n_good += len(indices)
+            if indices:
+                yield indices, x
+        if bad and not n_good:
             raise UnreadableImageError(f"none of {len(bad)} pictures can be read; first: {bad[0]}")
-        if bad:
-            warnings.warn(f"{len(bad)} pictures left out: {'; '.join(bad)}", stacklevel=2)
+        warn_of_left_out(bad)
 
-    def fingerprints(self) -> list[str]:
-        """SHA-256 of each picture's content: of a file its bytes, else its numbers."""
-        return [hashlib.sha256(self._content(i)).hexdigest() for i in range(len(self))]
+    def first(self) -> Tensor:
+        """The first picture that can be read, ``(1, 3, H, W)``.
 
-    def _content(self, i: int) -> bytes:
+        Raises
+        ------
+        UnreadableImageError
+            If there is none.
+        """
+        for i in range(len(self)):
+            try:
+                return self[i][None]
+            except UnreadableImageError as error:
+                last = error
+        raise UnreadableImageError(f"none of {len(self)} pictures can be read; last: {last}")
+
+    def read(self, batches: Sequence[range]) -> Iterator[tuple[list[int], Tensor, list[str]]]:
+        """Read any batches of pictures, one after the other.
+
+        Yields for each the indices of those that can be read, their ``x (b, 3, H, W)``, empty
+        where none can, and what is wrong with the others.
+        """
+        loader = DataLoader(
+            _Forgiving(self), batch_sampler=map(list, batches), collate_fn=list,
+            num_workers=self.num_workers,
+            generator=torch.Generator(),  # it would draw a seed from the global one
+        )  # fmt: skip
+        for indices, items in zip(batches, loader, strict=True):
+            errors = [str(item) for item in items if isinstance(item, UnreadableImageError)]
+            good = [(i, x) for i, x in zip(indices, items, strict=True) if isinstance(x, Tensor)]
+            yield [i for i, _ in good], self._stack(good) if good else torch.empty(0), errors
+
+    def fingerprints(self, some: range | None = None) -> list[str]:
+        """SHA-256 of each picture's content, or of some: of a file its bytes, else its numbers."""
+        return [self._fingerprint(i) for i in (range(len(self)) if some is None else some)]
+
+    def _fingerprint(self, i: int) -> str:
         item = self._item(i)
         if isinstance(item, (str, Path)):
             try:
-                return Path(item).read_bytes()
+                content = Path(item).read_bytes()
             except OSError as error:
-                return str(error.errno).encode()
-        array = np.ascontiguousarray(np.asarray(item))
-        return f"{array.shape}{array.dtype}".encode() + array.tobytes()
+                content = str(error.errno).encode()
+            return hashlib.sha256(content).hexdigest()
+        array = np.ascontiguousarray(item.cpu() if isinstance(item, Tensor) else item)
+        found = hashlib.sha256(f"{array.shape}{array.dtype}".encode())
+        found.update(array.data)
+        return found.hexdigest()
 
     def _item(self, i: int) -> Any:
         item = self.source[i]
@@ -192,6 +222,17 @@ class Pictures(Dataset[Tensor]):
 
     def __repr__(self) -> str:
         return f"Pictures({len(self)}, from {self.names[0]!r} to {self.names[-1]!r})"
+
+
+def cut_into_batches(pictures: range, batch_size: int) -> list[range]:
+    """Consecutive batches of the pictures, the last one smaller."""
+    return [pictures[i : i + batch_size] for i in range(0, len(pictures), batch_size)]
+
+
+def warn_of_left_out(errors: Sequence[str]) -> None:
+    """Say which pictures could not be read, if any."""
+    if errors:
+        warnings.warn(f"{len(errors)} pictures left out: {'; '.join(errors)}", stacklevel=3)
 
 
 class _Forgiving(Dataset[Any]):

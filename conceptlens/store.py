@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from . import distributed
-from .building import Compute, StoreWriter, fill
+from .building import Compute, StoreWriter, fill, my_part
 from .images import Pictures, transform_fingerprint
 from .manifest import (
     DTYPES,
@@ -303,7 +303,7 @@ def build_stores(
         raise ValueError(f"dtype must be one of {list(DTYPES)}, got {dtype}")
     if num_workers is not None:
         pictures.num_workers = num_workers
-    contents = pictures.fingerprints()
+    contents = _shared_fingerprints(pictures)
     common = {
         "transform": transform_fingerprint(pictures.transform),
         "pictures": digest(contents),
@@ -320,6 +320,16 @@ def build_stores(
         if writers:
             fill(writers, compute, pictures, batch_size, shard_bytes)
     return {name: ActivationStore(folder) for name, folder in folders.items()}
+
+
+def _shared_fingerprints(pictures: Pictures) -> list[str]:
+    """The pictures' fingerprints, of which each process computes a part."""
+    mine = my_part(len(pictures))
+    sums = bytearray.fromhex("".join(pictures.fingerprints(mine)))
+    found = torch.zeros(len(pictures), 32, dtype=torch.uint8)
+    if mine:
+        found[mine.start : mine.stop] = torch.frombuffer(sums, dtype=torch.uint8).view(-1, 32)
+    return [row.tobytes().hex() for row in distributed.all_reduce_(found).numpy()]
 
 
 def _is_wanted(writer: StoreWriter, update: bool, locks: ExitStack) -> bool:

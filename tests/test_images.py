@@ -80,9 +80,12 @@ def test_broken_pictures_are_left_out_and_named(tmp_path):
     with pytest.warns(UserWarning, match=r"1\.png"):
         ((indices, x),) = Pictures(tmp_path).batches(8)
     assert indices == [0, 2]
+    assert torch.equal(Pictures([tmp_path / f"{i}.png" for i in (1, 2)]).first(), x[1:])
     assert len(x) == 2
     with pytest.raises(UnreadableImageError, match=r"1\.png"):
         list(Pictures([tmp_path / "1.png"]).batches(8))
+    with pytest.raises(UnreadableImageError, match=r"1\.png"):
+        Pictures([tmp_path / "1.png"]).first()
 
 
 def test_fingerprint_is_of_content(tmp_path):

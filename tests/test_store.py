@@ -8,6 +8,7 @@ import sys
 import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.process import BaseProcess as Process
 from pathlib import Path
 
 import pytest
@@ -240,6 +241,43 @@ def test_a_shard_damaged_before_the_seal_is_computed_again(tmp_path):
     shard.write_bytes(data)
     build(tmp_path)
     assert content(tmp_path) == before
+
+
+def test_pictures_that_cannot_be_read_are_left_out(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(20):
+        Image.new("RGB", (16, 16), (i, i, i)).save(folder / f"{i:02}.png")
+    for i in (1, 8, 9, 10, 11):  # a whole shard of them
+        (folder / f"{i:02}.png").write_bytes(b"no picture")
+    with pytest.warns(UserWarning, match="5 pictures left out: .*01.png"):
+        store = build(tmp_path / "a", images=folder, batch_size=4, shard_bytes=1)
+    kept = [0, *range(2, 8), *range(12, 20)]
+    assert store.names == [f"{i:02}.png" for i in kept]
+    assert len(store._shards) == 4
+    grey = torch.tensor(kept)[:, None, None, None].expand(-1, 3, 16, 16) / 255
+    torch.testing.assert_close(store[:], Backbone(network(), "1").activations(grey))
+
+
+def test_workers_read_for_all_shards_and_change_nothing(tmp_path, monkeypatch):
+    build(tmp_path / "alone")
+    started, start = [], Process.start
+    monkeypatch.setattr(Process, "start", lambda p: (started.append(p), start(p))[1])
+    build(tmp_path / "helped", num_workers=2)
+    assert len(started) == 2  # once for all four shards
+    assert content(tmp_path / "helped") == content(tmp_path / "alone")
+
+
+def test_shards_of_small_rows_hold_a_bounded_number_of_pictures(tmp_path, monkeypatch):
+    monkeypatch.setattr("conceptlens.building.SHARD_PICTURES", 17)
+    assert [s.rows for s in build(tmp_path, shard_bytes=2**30)._shards] == [16, 16, 16, 2]
+
+
+def test_reading_draws_no_random_numbers(tmp_path):
+    bb = Backbone(network(), "1")
+    before = torch.get_rng_state()
+    build(tmp_path, bb=bb)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_names_that_are_no_text_are_kept(tmp_path):
