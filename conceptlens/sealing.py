@@ -15,6 +15,7 @@ from torch import Tensor
 FORMAT = 1
 SUM = "sha256"
 ENTRY = "conceptlens"
+MAX_HEADER = 10**8  # safetensors' own limit
 
 
 def seal(record: dict[str, Any]) -> bytes:
@@ -106,6 +107,34 @@ def unpack(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if record.pop(SUM, None) != _sha256(tensors, record):
         raise ValueError(f"{path} is damaged: its checksum differs")
     return tensors, record
+
+
+def read_rows(path: Path, name: str, start: int, rows: Tensor) -> None:
+    """Fill `rows` with those of a packed tensor from row `start` on.
+
+    They are read in one go: safetensors maps files to memory, and pages come in one by one then.
+
+    Raises
+    ------
+    ValueError
+        If the file cannot be read or holds no such rows.
+    """
+    content = memoryview(rows.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+    try:
+        with path.open("rb", buffering=0) as file:
+            header = file.read(min(int.from_bytes(file.read(8), "little"), MAX_HEADER))
+            low, high = json.loads(header)[name]["data_offsets"]
+            low += start * rows[0].nbytes if len(rows) else 0
+            if low + rows.nbytes > high:
+                raise ValueError(f"{name} ends before row {start + len(rows)}")
+            file.seek(8 + len(header) + low)
+            while len(content):
+                n = file.readinto(content)
+                if not n:
+                    raise ValueError("it ends early")
+                content = content[n:]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
 
 
 def record_of(file: Any) -> dict[str, Any]:

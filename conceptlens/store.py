@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from filelock import FileLock
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from . import distributed
@@ -26,6 +25,7 @@ from .manifest import (
     read_manifest,
     verify_shard,
 )
+from .reading import ShardReader
 from .sealing import digest
 
 if TYPE_CHECKING:
@@ -35,8 +35,6 @@ __all__ = ["ActivationStore", "StoreError"]
 
 # Large enough for sequential reads, small enough that a kill costs little.
 SHARD_BYTES = 64 * 2**20
-# How many shards' vectors are mixed at a time.
-SHUFFLED_SHARDS = 4
 
 
 class ActivationStore:
@@ -66,10 +64,9 @@ class ActivationStore:
         self.names: list[str] = manifest["names"]
         self.dtype = DTYPES[self.key["dtype"]]
         self.shape: tuple[int, int, int] = (len(self.names), *manifest["row shape"])
-        self._starts = [0]
         for shard in self._shards:
             check_shard(self.path, shard, manifest)
-            self._starts.append(self._starts[-1] + shard.rows)
+        self._reader = ShardReader(self.path, self._shards, self.shape[1:], self.dtype)
 
     @classmethod
     def open(cls, path: str | Path) -> ActivationStore:
@@ -187,9 +184,7 @@ class ActivationStore:
         start, stop, step = index.indices(len(self))
         if step < 0:
             raise ValueError("a store is read forwards: take a slice with a positive step")
-        parts = [self._read(*piece) for piece in self._pieces(start, stop)]
-        rows = torch.cat(parts) if parts else torch.empty(0, *self.shape[1:], dtype=self.dtype)
-        return rows[::step]
+        return self._reader.rows(start, stop)[::step]
 
     def vectors(
         self,
@@ -200,30 +195,15 @@ class ActivationStore:
     ) -> Iterator[Tensor]:
         """Iterate once over all n·P vectors in batches ``(batch_size, C)``, the last smaller.
 
-        Shards are read in order, a shuffled one if `shuffle`, and the vectors of a few of them are
-        mixed at a time, so that memory is bounded and reading sequential. Consecutive `pictures`
-        restrict it to theirs.
+        A thread reads ahead: shards in order or, with `shuffle`, pieces of shards in a random
+        order, of which a few shards' worth are mixed at a time, so that memory is bounded (twice
+        that) and reading is quick. Consecutive `pictures` restrict it to theirs.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        generator = torch.Generator().manual_seed(seed)
         some = pictures or range(len(self))
-        pieces = self._pieces(some.start, some.stop)
-        numbers = range(len(pieces))
-        order = torch.randperm(len(numbers), generator=generator).tolist() if shuffle else numbers
-        group = SHUFFLED_SHARDS if shuffle else 1
-        rest = torch.empty(0, self.shape[2], dtype=self.dtype)
-        for i in range(0, len(numbers), group):
-            parts = [self._read(*pieces[j]).flatten(0, 1) for j in order[i : i + group]]
-            pool = torch.cat([rest, *parts])
-            if shuffle:
-                pool = pool[torch.randperm(len(pool), generator=generator)]
-            whole = len(pool) // batch_size * batch_size
-            if whole:  # an empty tensor would be split into one empty batch
-                yield from pool[:whole].split(batch_size)
-            rest = pool[whole:].clone()
-        if len(rest):
-            yield rest
+        generator = torch.Generator().manual_seed(seed) if shuffle else None
+        yield from self._reader.vectors(some.start, some.stop, batch_size, generator)
 
     def verify(self) -> None:
         """Read every file and compare it with its checksum.
@@ -235,23 +215,6 @@ class ActivationStore:
         """
         for shard in self._shards:  # opening compared the checksums they hold with the manifest's
             verify_shard(self.path / shard.name)
-
-    def _pieces(self, start: int, stop: int) -> list[tuple[int, int, int]]:
-        """Where pictures from `start` to `stop` lie: (shard, first row, last row + 1) of each."""
-        return [
-            (i, max(start, low) - low, min(stop, high) - low)
-            for i, (low, high) in enumerate(zip(self._starts, self._starts[1:], strict=False))
-            if low < stop and start < high
-        ]
-
-    def _read(self, i: int, start: int, stop: int) -> Tensor:
-        path = self.path / self._shards[i].name
-        try:
-            with safe_open(path, "pt") as file:
-                rows: Tensor = file.get_slice("activations")[start:stop]
-        except (OSError, SafetensorError) as error:
-            raise StoreError(f"{path} cannot be read: {error}") from error
-        return rows
 
     def __repr__(self) -> str:
         n, p, c = self.shape

@@ -439,8 +439,8 @@ sae.fit(StoreShare(store, range(16)))
 before = peak()
 streamed = sae.fit(store).weights_
 after = peak()
-held = [store._read(i, 0, shard.rows) for i, shard in enumerate(store._shards)]
-store._read = lambda i, start, stop: held[i][start:stop]
+held = store[:].split([shard.rows for shard in store._shards])
+store._reader._read = lambda pieces, rows: torch.cat([held[i][a:b] for i, a, b in pieces], out=rows)
 differences = [(w - streamed[name]).abs().max() for name, w in sae.fit(store).weights_.items()]
 print(after - before, peak() - before, float(max(differences)))
 """

@@ -74,6 +74,36 @@ def test_a_batch_larger_than_the_store_is_all_of_it(tmp_path):
     assert [len(b) for b in build(tmp_path).vectors(10**6)] == [50 * 64]
 
 
+def test_vectors_of_many_shards_are_mixed_and_none_is_lost(tmp_path):
+    x = pictures(160)
+    store = build(tmp_path, images=x, shard_bytes=1)  # 20 shards, of which four are held at a time
+    plain = torch.cat(list(store.vectors(100, shuffle=False)))
+    torch.testing.assert_close(plain, Backbone(network(), "1").activations(x).flatten(0, 1))
+    shard_of = {tuple(row): i // (8 * 64) for i, row in enumerate(plain.tolist())}
+    batches = list(store.vectors(1000, seed=1))
+    assert [len(b) for b in batches] == [1000] * 10 + [240]
+    mixed = torch.cat(batches)
+    assert torch.equal(mixed.sum(1).sort().values, plain.sum(1).sort().values)
+    assert len({shard_of[tuple(row)] for row in batches[0].tolist()}) > 8
+    kept = batches[0].clone()
+    list(store.vectors(1000, seed=2))
+    assert torch.equal(batches[0], kept)  # memory that is read into again is not given away
+
+
+def test_a_shard_cut_short_while_the_store_is_open_is_refused(tmp_path):
+    store = build(tmp_path)
+    first = tmp_path / store._shards[0].name
+    os.truncate(first, store._shards[0].size - 4)
+    with pytest.raises(StoreError, match=f"{first.name}.*ends"):
+        store[:16]
+    first.write_bytes(b"\xff" * 20)
+    with pytest.raises(StoreError, match=first.name):
+        list(store.vectors(100))
+    first.unlink()
+    with pytest.raises(StoreError, match=first.name):
+        store[0]
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision(tmp_path, dtype):
     store = build(tmp_path, dtype=dtype)

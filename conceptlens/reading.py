@@ -1,0 +1,116 @@
+"""Reading the rows of a store's shards: some, or all as a stream of shuffled vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .batching import ahead
+from .manifest import Shard, StoreError
+from .sealing import read_rows
+
+# Of shuffled vectors: in how many pieces a shard is read, and how many shards' worth is mixed.
+PIECES = 8
+MIXED_SHARDS = 4
+
+Piece = tuple[int, int, int]  # shard, first row, last row + 1
+
+
+class ShardReader:
+    """The rows of consecutive shards.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the files lie.
+    shards : sequence of Shard
+        In the order of their pictures.
+    row_shape : tuple of int
+        (P, C).
+    dtype : torch.dtype
+        Of the rows.
+    """
+
+    def __init__(
+        self, folder: Path, shards: Sequence[Shard], row_shape: tuple[int, int], dtype: torch.dtype
+    ) -> None:
+        self.folder, self.shards, self.row_shape, self.dtype = folder, shards, row_shape, dtype
+        self._starts = [0]
+        for shard in shards:
+            self._starts.append(self._starts[-1] + shard.rows)
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """The rows ``(m, P, C)`` of the pictures from `start` to `stop`."""
+        pieces = self._pieces(start, stop)
+        rows = torch.empty(_length(pieces), *self.row_shape, dtype=self.dtype)
+        self._read(pieces, rows)
+        return rows
+
+    def vectors(
+        self, start: int, stop: int, batch_size: int, generator: torch.Generator | None
+    ) -> Iterator[Tensor]:
+        """Batches ``(batch_size, C)`` of their vectors, mixed if there is a `generator`."""
+        pieces, group = self._pieces(start, stop), 1
+        if generator is not None:
+            pieces, group = [part for p in pieces for part in _parts(p)], MIXED_SHARDS * PIECES
+            if len(pieces) > group:  # else all are mixed
+                places = torch.randperm(len(pieces), generator=generator)
+                pieces = [pieces[i] for i in places.tolist()]
+        groups = [pieces[i : i + group] for i in range(0, len(pieces), group)]
+        batch = torch.empty(0, self.row_shape[1], dtype=self.dtype)
+        with closing(ahead(self._pools(groups))) as pools:
+            for pool in pools:
+                order = torch.arange(len(pool))
+                if generator is not None:
+                    order = torch.randperm(len(pool), generator=generator)
+                lacking = batch_size - len(batch)
+                for some in [order[:lacking], *order[lacking:].split(batch_size)]:
+                    rows = pool.index_select(0, some)
+                    batch = torch.cat([batch, rows]) if len(batch) else rows
+                    if len(batch) == batch_size:
+                        yield batch
+                        batch = batch[:0]
+        if len(batch):
+            yield batch
+
+    def _pools(self, groups: Sequence[Sequence[Piece]]) -> Iterator[Tensor]:
+        """The vectors ``(m, C)`` of each group of pieces, in two blocks of memory by turns."""
+        most = max(map(_length, groups), default=0)
+        memory = [torch.empty(most, *self.row_shape, dtype=self.dtype) for _ in groups[:2]]
+        for i, group in enumerate(groups):
+            rows = memory[i % 2][: _length(group)]
+            self._read(group, rows)
+            yield rows.flatten(0, 1)
+
+    def _pieces(self, start: int, stop: int) -> list[Piece]:
+        """Where pictures from `start` to `stop` lie."""
+        return [
+            (i, max(start, low) - low, min(stop, high) - low)
+            for i, (low, high) in enumerate(pairwise(self._starts))
+            if max(start, low) < min(stop, high)
+        ]
+
+    def _read(self, pieces: Sequence[Piece], rows: Tensor) -> None:
+        """Fill `rows` with those of the pieces."""
+        parts = rows.split([stop - start for _, start, stop in pieces])
+        for (i, start, _), part in zip(pieces, parts, strict=True):
+            try:
+                read_rows(self.folder / self.shards[i].name, "activations", start, part)
+            except ValueError as error:
+                raise StoreError(str(error)) from error
+
+
+def _parts(piece: Piece) -> list[Piece]:
+    """A piece cut into `PIECES`, or into its rows if they are fewer."""
+    shard, start, stop = piece
+    size = -(-(stop - start) // PIECES)
+    return [(shard, low, min(low + size, stop)) for low in range(start, stop, size)]
+
+
+def _length(pieces: Sequence[Piece]) -> int:
+    return sum(stop - start for _, start, stop in pieces)
