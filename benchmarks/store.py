@@ -1,0 +1,201 @@
+"""What a store costs to build, how quickly it streams, and whether memory and time stay in bounds.
+
+1. Building against the bare network: a loop of ``model(batch)`` over the same tensors in memory,
+   in turn with `ActivationStore.build` of the last convolution's output (pictures hashed, rows
+   checked, written and flushed to disk). Networks are cut beforehand; medians over rounds.
+2. Streaming shuffled vectors against raw reads of the same files, one after the other into one
+   buffer. Both start from a cold page cache: files are flushed and dropped from it
+   (``posix_fadvise``) before each. Median of the rounds' ratios.
+3. Peak memory and seconds of builds from picture files, each in a process of its own.
+
+Run with ``python benchmarks/store.py [cost] [streaming] [growth]``. Two processes under torchrun
+are in ``distributed.py``.
+"""
+
+import argparse
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+from PIL import Image
+from tables import goal, show
+from torch import nn
+
+from conceptlens import ActivationStore, Backbone
+from conceptlens.demo import demo_backbone
+
+BATCH = 32
+PICTURES = {"EfficientNet-Lite0": 256, "ResNet-50": 96}
+ROUNDS = 5
+STREAMED = 16384  # pictures of 64 × 512 activations: 2 GiB
+STREAM_BATCH = 4096
+BUFFER = 2**24
+AMOUNTS = (1000, 4000, 16000)
+SMALL = 32  # pixels
+SHARD_BYTES = 2**22  # so that even the fewest pictures fill several
+
+
+def seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def backbones() -> dict[str, Backbone]:
+    resnet = torchvision.models.resnet50(weights=None)
+    resnet = resnet.eval().to(memory_format=torch.channels_last)
+    return {"EfficientNet-Lite0": demo_backbone(), "ResNet-50": Backbone(resnet, "layer4")}
+
+
+def cost(name: str, bb: Backbone, folder: Path) -> list[object]:
+    """Seconds of the bare loop and of building, round by round in turn."""
+    x = torch.randn(PICTURES[name], 3, 224, 224, generator=torch.Generator().manual_seed(0))
+
+    def bare() -> None:
+        with torch.inference_mode():
+            for batch in x.split(BATCH):
+                bb.model(batch)
+
+    bb.activations(x[:BATCH])  # cut, and warm
+    times = [
+        (seconds(bare), seconds(lambda i=i: ActivationStore.build(bb, x, folder / f"{i}", BATCH)))
+        for i in range(ROUNDS)
+    ]
+    loop, build = (statistics.median(column) for column in zip(*times, strict=True))
+    return [name, len(x), f"{loop:.2f}", f"{build:.2f}", build / loop]
+
+
+def streaming(folder: Path) -> list[tuple[float, float]]:
+    """GiB/s of raw reads and of the stream, round by round in turn."""
+    network = nn.Sequential(
+        nn.Conv2d(3, 512, 4, 4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 2)
+    )
+    pictures = torch.rand(STREAMED, 3, SMALL, SMALL)
+    store = ActivationStore.build(Backbone(network, "1"), pictures, folder, BATCH)
+    files = sorted(folder.glob("activations-*"))
+    size = sum(file.stat().st_size for file in files) / 2**30
+    buffer = bytearray(BUFFER)
+
+    def cold() -> None:
+        for file in files:
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+                os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def raw() -> None:
+        for file in files:
+            with file.open("rb", buffering=0) as opened:
+                while opened.readinto(buffer):
+                    pass
+
+    def stream() -> None:
+        for _ in store.vectors(STREAM_BATCH):
+            pass
+
+    def speed(work: Callable[[], None]) -> float:
+        cold()
+        return size / seconds(work)
+
+    return [(speed(raw), speed(stream)) for _ in range(ROUNDS)]
+
+
+def build_alone(pictures: Path, n: int, folder: Path) -> None:
+    """Print the seconds of a build from files, and the MiB that it adds to the peak of memory."""
+
+    def peak() -> float:
+        status = Path("/proc/self/status").read_text()
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
+
+    bb = Backbone(nn.Sequential(nn.Conv2d(3, 64, 4, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten()), "0")
+    bb.activations(torch.rand(BATCH, 3, SMALL, SMALL))
+    files = sorted(pictures.iterdir())[:n]
+    before = peak()
+    took = seconds(lambda: ActivationStore.build(bb, files, folder, BATCH, shard_bytes=SHARD_BYTES))
+    print(took, peak() - before, peak())
+
+
+def growth(folder: Path) -> list[list[float]]:
+    """Pictures, seconds, MiB added and peak MiB of builds of more and more pictures."""
+    pictures = folder / "pictures"
+    pictures.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for i in range(max(AMOUNTS)):
+        pixels = rng.integers(0, 256, (SMALL, SMALL, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(pictures / f"{i:06}.jpg")
+    rows = []
+    for n in AMOUNTS:
+        command = [sys.executable, __file__, "--alone", pictures, str(n), folder / f"store {n}"]
+        # Freed blocks go back to the system at once, so that the peak is what was held together.
+        env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
+        run = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=env)
+        rows.append([n, *map(float, run.stdout.split())])
+    return rows
+
+
+def show_cost(folder: Path) -> None:
+    rows = [cost(name, bb, folder / name) for name, bb in backbones().items()]
+    show(
+        f"Building from tensors in memory, batches of {BATCH}, medians",
+        ["network", "pictures", "bare loop, s", "build, s", "ratio"],
+        rows,
+    )
+    for network, *_, ratio in rows:
+        goal(f"building over the bare loop, {network}", ratio, 1.05, most=True)
+
+
+def show_streaming(folder: Path) -> None:
+    speeds = streaming(folder)
+    show(
+        f"Streaming {STREAMED} pictures of 64 × 512 activations, cold page cache",
+        ["round", "raw reads, GiB/s", "shuffled vectors, GiB/s", "share"],
+        [
+            [i, f"{raw:.2f}", f"{stream:.2f}", f"{stream / raw:.2f}"]
+            for i, (raw, stream) in enumerate(speeds)
+        ],
+    )
+    share = statistics.median(stream / raw for raw, stream in speeds)
+    goal("streaming as a share of raw reads", share, 0.8)
+
+
+def show_growth(folder: Path) -> None:
+    rows = growth(folder)
+    show(
+        f"Building from JPEG files of {SMALL} × {SMALL} pixels, each in its own process",
+        ["pictures", "seconds", "MiB added", "peak MiB"],
+        [[n, f"{took:.2f}", f"{added:.1f}", f"{peak:.0f}"] for n, took, added, peak in rows],
+    )
+    n, took, added, _ = zip(*rows, strict=True)
+    exponent = float(np.polyfit(np.log(n), np.log(took), 1)[0])
+    goal("exponent of a build's time", exponent, 1.05, "", most=True)
+    ratio = added[-1] / added[0]
+    goal(f"memory added by a build, {n[-1]} over {n[0]} pictures", ratio, 1.2, most=True)
+
+
+PARTS = {"cost": show_cost, "streaming": show_streaming, "growth": show_growth}
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}: all")
+    parser.add_argument("--alone", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.alone:
+        pictures, n, folder = options.alone
+        build_alone(Path(pictures), int(n), Path(folder))
+        raise SystemExit
+    print(
+        f"{os.cpu_count()}-core CPU, torch {torch.__version__}, "
+        f"Python {platform.python_version()}, {ROUNDS} rounds"
+    )
+    for part in options.parts or PARTS:
+        with tempfile.TemporaryDirectory() as name:
+            PARTS[part](Path(name) / "stores")
