@@ -76,6 +76,18 @@ class Backbone:
     fixed from then on. A model whose convolutions are ``channels_last``, as they are in those that
     the constructors make, is given pictures likewise. Gradients flow where the input requires
     them, otherwise none are recorded.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.ReLU(), nn.Flatten(), nn.Linear(512, 5))
+    >>> bb = Backbone(model, "1")
+    >>> x = torch.rand(2, 3, 32, 32)
+    >>> a = bb.activations(x)
+    >>> tuple(a.shape), bb.grid
+    ((2, 64, 8), (8, 8))
+    >>> torch.allclose(bb.head(a), model(x), atol=1e-5)
+    True
     """
 
     def __init__(

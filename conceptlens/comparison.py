@@ -159,8 +159,8 @@ def compare(explanations: Mapping[str, Explanation]) -> Comparison:
 
     Examples
     --------
-    >>> import conceptlens as cl  # doctest: +SKIP
-    >>> compare({"ours": cl.Explanation.load("a"), "theirs": cl.Explanation.load("b")})
+    >>> ours, theirs = Explanation.load("a"), Explanation.load("b")  # doctest: +SKIP
+    >>> compare({"ours": ours, "theirs": theirs})  # doctest: +SKIP
     """
     if len(explanations) < 2:
         raise ValueError(f"explanations must be two or more, got {len(explanations)}")

@@ -64,6 +64,16 @@ class CRAFT:
     References
     ----------
     Fel et al., "CRAFT: Concept Recursive Activation FacTorization for Explainability", CVPR 2023.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from conceptlens import Backbone
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.ReLU(), nn.Flatten(), nn.Linear(512, 5))
+    >>> craft = CRAFT(Backbone(model, "1"), n_concepts=3, patch_size=16)
+    >>> explanation = craft.explain(torch.rand(40, 3, 32, 32))
+    >>> [concept.importance >= 0 for concept in explanation.concepts]
+    [True, True, True]
     """
 
     def __init__(

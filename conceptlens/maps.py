@@ -67,6 +67,16 @@ def concept_maps(
     References
     ----------
     Fel et al., "CRAFT: Concept Recursive Activation FacTorization for Explainability", CVPR 2023.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from conceptlens import NMF, Backbone, DictionaryModel
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.ReLU(), nn.Flatten(), nn.Linear(512, 5))
+    >>> bb, x = Backbone(model, "1"), torch.rand(6, 3, 32, 32)
+    >>> cm = DictionaryModel(bb, NMF(3).fit(bb.activations(x).flatten(0, 1)))
+    >>> tuple(concept_maps(cm, x).shape)
+    (6, 3, 32, 32)
     """
     if method not in MAPS:
         raise ValueError(f"method must be one of {', '.join(map(repr, MAPS))}, got {method!r}")

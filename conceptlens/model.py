@@ -54,6 +54,18 @@ class DictionaryModel:
         Fitted on the activations of that layer.
     concept_names : sequence of str, optional
         Default: "concept 0", "concept 1", ...
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from conceptlens import NMF, Backbone
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.ReLU(), nn.Flatten(), nn.Linear(512, 5))
+    >>> bb, x = Backbone(model, "1"), torch.rand(6, 3, 32, 32)
+    >>> cm = DictionaryModel(bb, NMF(3).fit(bb.activations(x).flatten(0, 1)))
+    >>> codes = cm.encode(x)
+    >>> tuple(codes.shape), tuple(cm.classify(codes).shape)
+    ((6, 64, 3), (6, 5))
     """
 
     def __init__(

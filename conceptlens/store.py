@@ -54,6 +54,18 @@ class ActivationStore:
         The name of each picture.
     key : dict of str
         Fingerprints of what the content depends on.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from conceptlens import Backbone
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.ReLU(), nn.Flatten(), nn.Linear(512, 5))
+    >>> bb = Backbone(model, "1")
+    >>> store = ActivationStore.build(bb, torch.rand(6, 3, 32, 32), "activations")
+    >>> len(store), tuple(store[2:5].shape)
+    (6, (3, 64, 8))
+    >>> sum(len(rows) for rows in store.vectors(batch_size=100))
+    384
     """
 
     def __init__(self, path: str | Path) -> None:

@@ -1,10 +1,14 @@
-"""README and docs: every block of code runs, and the pages build without a warning."""
+"""README and docs: all code runs, pages build without a warning, and links lead somewhere."""
 
+import doctest
 import re
 import shlex
 import subprocess
 import sys
+from html.parser import HTMLParser
+from importlib import import_module
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import pytest
 import torch
@@ -114,6 +118,74 @@ def test_pages_build_without_a_warning(built):
     result, folder = built
     assert result.returncode == 0, result.stderr
     assert (folder / "index.html").exists()
+
+
+class Links(HTMLParser):
+    """The targets of a page's links, and what can be linked to in it."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.targets, self.anchors = set(), {""}
+        self.feed(page.read_text())
+
+    def handle_starttag(self, tag, attributes):
+        found = dict(attributes)
+        self.anchors |= {found.get("id"), found.get("name")}
+        self.targets |= {found.get("href"), found.get("src")} - {None}
+
+
+def dead_links(folder):
+    """Those between pages, and to their parts, that lead nowhere; those to elsewhere."""
+    pages = {page: Links(page) for page in folder.rglob("*.html")}
+    dead, external = [], set()
+    for page, links in pages.items():
+        for target in links.targets:
+            parts = urlsplit(target)
+            if parts.scheme == "data":
+                continue
+            if parts.scheme or parts.netloc:
+                external.add(target)
+                continue
+            goal = (page.parent / unquote(parts.path)).resolve() if parts.path else page
+            anchors = pages[goal].anchors if goal in pages else {""}
+            if not goal.exists() or unquote(parts.fragment) not in anchors:
+                dead.append(f"{page.relative_to(folder)}: {target}")
+    return sorted(dead), sorted(external)
+
+
+def test_links_of_the_pages_lead_somewhere(built):
+    dead, external = dead_links(built[1].resolve())
+    assert dead == []
+    assert [link for link in external if not link.startswith("https://")] == []  # not followed
+
+
+def test_dead_links_are_found(tmp_path):
+    links = '<a href="#here"></a><a href="#gone"></a><a href="b.html#x"></a><a href="c.html"></a>'
+    (tmp_path / "a.html").write_text(f'<p id="here">{links}<a href="https://example.org"></a></p>')
+    (tmp_path / "b.html").write_text('<p id="y"></p>')
+    dead, external = dead_links(tmp_path.resolve())
+    assert dead == ["a.html: #gone", "a.html: b.html#x", "a.html: c.html"]
+    assert external == ["https://example.org"]
+
+
+def test_links_of_the_readme_lead_somewhere():
+    targets = re.findall(r"\]\(([^)\s]+)\)", (ROOT / "README.md").read_text())
+    files = [target for target in targets if not urlsplit(target).scheme]
+    assert files
+    assert [target for target in files if not (ROOT / urlsplit(target).path).exists()] == []
+
+
+LIBRARY = ROOT / "conceptlens"
+WITH_EXAMPLES = [file for file in sorted(LIBRARY.rglob("*.py")) if ">>>" in file.read_text()]
+
+
+@pytest.mark.parametrize("file", WITH_EXAMPLES, ids=lambda file: file.stem)
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_examples_in_docstrings_run(file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    module = import_module(".".join(file.relative_to(ROOT).with_suffix("").parts))
+    assert doctest.testmod(module).failed == 0
 
 
 @needs_browser

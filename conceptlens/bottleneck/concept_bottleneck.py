@@ -88,6 +88,15 @@ class ConceptBottleneck(Bottleneck):
     References
     ----------
     Koh et al., "Concept Bottleneck Models", ICML 2020.
+
+    Examples
+    --------
+    >>> x = torch.rand(200, 6)
+    >>> concepts = x[:, :3] > 0.5
+    >>> y = concepts.sum(1)  # the class is how many there are
+    >>> cbm = ConceptBottleneck(max_epochs=20).fit(x, y, concepts=concepts)
+    >>> tuple(cbm.predict_concepts(x).shape), tuple(cbm.predict_proba(x).shape)
+    ((200, 3), (200, 4))
     """
 
     def __init__(

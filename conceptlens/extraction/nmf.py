@@ -69,6 +69,16 @@ class NMF(SklearnExtractor):
     Cichocki & Phan, "Fast local algorithms for large scale nonnegative matrix and tensor
     factorizations", IEICE 2009; Ang & Gillis, "Accelerating nonnegative matrix factorization
     algorithms using extrapolation", Neural Computation 2019; Lee & Seung, NIPS 2000.
+
+    Examples
+    --------
+    >>> a = torch.rand(200, 4) @ torch.rand(4, 16)
+    >>> nmf = NMF(4)
+    >>> codes = nmf.fit_transform(a)
+    >>> tuple(codes.shape), tuple(nmf.components_.shape)
+    ((200, 4), (4, 16))
+    >>> bool((nmf.inverse_transform(codes) - a).norm() < 0.05 * a.norm())
+    True
     """
 
     requires_nonnegative = True

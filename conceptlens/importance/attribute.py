@@ -76,6 +76,17 @@ def attribute(
     et al., 2018 (RISE); Novello et al., 2022 (HSIC); Lundberg & Lee, 2017 (Shapley). Fel et al.,
     "A Holistic Approach to Unifying Automatic Concept Extraction and Concept Importance
     Estimation", NeurIPS 2023, compares them in concept space.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from conceptlens import NMF, Backbone, DictionaryModel
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.ReLU(), nn.Flatten(), nn.Linear(512, 5))
+    >>> bb, x = Backbone(model, "1"), torch.rand(6, 3, 32, 32)
+    >>> cm = DictionaryModel(bb, NMF(3).fit(bb.activations(x).flatten(0, 1)))
+    >>> importance = attribute(cm, cm.encode(x), target=2, method="occlusion")
+    >>> tuple(importance.per_image.shape)
+    (6, 3)
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {sorted(METHODS)}, got {method!r}")

@@ -85,6 +85,17 @@ def sobol(
     ----------
     Fel et al., "Look at the variance!", NeurIPS 2021; `conceptlens.importance.indices` names the
     estimators' papers.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from conceptlens import NMF, Backbone, DictionaryModel
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.ReLU(), nn.Flatten(), nn.Linear(512, 5))
+    >>> bb, x = Backbone(model, "1"), torch.rand(6, 3, 32, 32)
+    >>> cm = DictionaryModel(bb, NMF(3).fit(bb.activations(x).flatten(0, 1)))
+    >>> importance = sobol(cm, cm.encode(x), target=2)
+    >>> tuple(importance.values.shape), importance.method
+    ((3,), 'Sobol total, exact (affine head)')
     """
     _check(n_designs, order, estimator, design)
     score = ClassScore.of(cm, codes, target, batch_size)

@@ -75,6 +75,14 @@ class SparseAutoencoder(SklearnExtractor):
     al., "BatchTopK sparse autoencoders", 2024, and "Learning multi-level features with Matryoshka
     sparse autoencoders", 2025; Rajamanoharan et al., "Improving dictionary learning with gated
     sparse autoencoders" and "Jumping ahead", 2024.
+
+    Examples
+    --------
+    >>> a = torch.rand(500, 16)
+    >>> sae = SparseAutoencoder(64, sparsity=4, n_epochs=2).fit(a)
+    >>> codes = sae.transform(a)
+    >>> tuple(codes.shape), int((codes != 0).sum(1).max())
+    ((500, 64), 4)
     """
 
     def __init__(
