@@ -24,6 +24,7 @@ import scipy.sparse
 import torch
 from peers import FOLDER, OVERCOMPLETE, python_of
 from sklearn.decomposition import NMF as ScikitNMF
+from tables import goal
 
 from conceptlens.demo import demo_backbone, demo_pictures
 from conceptlens.extraction.nmf import NMF
@@ -136,6 +137,9 @@ def compare(
         for peer, seconds in middle.items()
         if peer not in ("ours", "goal")
     )
+    own_goal, best = 5 if name == "sparse" else 3, min(middle["dense"], middle.get("csr", 1e9))
+    goal(f"NMF over scikit-learn, {name}, k = {k}", best / middle["ours"], own_goal)
+    goal(f"NMF over Overcomplete, {name}, k = {k}", middle["overcomplete"] / own, 10)
     gap = ours.reconstruction_err_**2 / target - 1
     share = ours.n_iter_ * limit(a, k) / middle["ours"]
     return (

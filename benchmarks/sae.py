@@ -12,6 +12,7 @@ import time
 
 import torch
 from peers import OVERCOMPLETE, run_beside
+from tables import goal
 from torch.nn.functional import normalize
 
 run_beside("overcomplete", OVERCOMPLETE)
@@ -126,6 +127,7 @@ def speed(a: torch.Tensor, k: int = 16) -> None:
     for name, t in middle.items():
         rate = STEPS * BATCH / t
         print(f"{name:32}{rate:>10.0f}{base / t:>8.2f}{limit / t:>10.0%}")
+    goal("topk autoencoder over Overcomplete's, vectors/s", base / middle["conceptlens topk"], 2)
 
 
 # -- quality -------------------------------------------------------------------------------------
@@ -154,6 +156,7 @@ def quality(a: torch.Tensor, n_epochs: int = 15, rate: float = 1e-3) -> None:
         sae = SparseAutoencoder(K, sparsity=k, n_epochs=n_epochs, learning_rate=rate).fit(train)
         ours = sae.inverse_transform(sae.transform(held))
         print(f"{k:>4}{r2(held, theirs):>14.4f}{r2(held, ours):>13.4f}", flush=True)
+        goal(f"R² minus Overcomplete's, L0 {k}", r2(held, ours) - r2(held, theirs), 0, "")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from unittest.mock import MagicMock
 
 import torch
 from peers import run_beside
+from tables import goal
 
 run_beside("craft", ("Craft-xai==0.0.3",))
 
@@ -95,8 +96,9 @@ def stability(layer: str, extractor: NMF, repetitions: int, pictures: int) -> No
     used = ", ".join(f"{designs.count(n)} with {n}" for n in sorted(set(designs)))
     print(
         f"\nlayer {layer}: with tolerance 0.01 the three most important concepts are the same in "
-        f"{same:.0%} of {repetitions} repetitions (goal 95 %); {used}"
+        f"{same:.0%} of {repetitions} repetitions; {used}"
     )
+    goal(f"the same three most important concepts, {layer}", 100 * same, 95, " %")
 
 
 if __name__ == "__main__":
