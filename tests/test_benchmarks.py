@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from conceptlens import ActivationStore, Backbone
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 SCRIPT = '''"""Is {name} fast?
@@ -72,6 +75,23 @@ def test_unknown_scripts_are_named(folder):
     done = run(folder, "third")
     assert done.returncode == 2
     assert "no script third; there are first, second" in done.stderr
+
+
+def test_the_sums_of_the_plan_are_those_of_a_store(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    from plan import Job
+
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 6, 2, 2), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(96, 2)
+    )
+    shard = 10 * 96 * 4  # ten pictures, so two batches of four
+    job = Job(50, 2, positions=16, channels=6, crops=0, side=8, batch=4, item=4, shard=shard)
+    store = ActivationStore.build(
+        Backbone(model, "1"), torch.rand(50, 3, 8, 8), tmp_path, job.batch, shard_bytes=shard
+    )
+    assert store.shape == (50, 16, 6)
+    assert len(list(tmp_path.glob("*.safetensors"))) == job.shards == 7
+    assert store[0:50].nbytes == job.bytes["positions"] == 19200
 
 
 def test_every_script_says_what_it_proves():
