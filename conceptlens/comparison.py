@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 FACTS = ("model", "layer", "extractor", "importance", "pictures used", "seed")
 # Fewer values than this say nothing about a correlation.
 MIN_COMMON = 3
+# Concepts that are as alike as this, from −1 to 1, count as one that two explanations share.
+SHARED = 0.8
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +47,11 @@ class Matching:
     similarity: dict[int, float]
     rank_correlation: float
 
+    @property
+    def shared(self) -> list[int]:
+        """The reference's concepts whose similarity to their partner is 0.8 or more."""
+        return [i for i, similarity in self.similarity.items() if similarity >= SHARED]
+
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
@@ -67,6 +74,12 @@ class Comparison:
         return next(iter(self.explanations.values()))
 
     @property
+    def targets(self) -> str:
+        """The classes that are explained, in quotes."""
+        names = dict.fromkeys(e.target for e in self.explanations.values())
+        return " and ".join(f"“{name}”" for name in names)
+
+    @property
     def table(self) -> dict[str, dict[str, float | int | str]]:
         """Facts, metrics and agreement with the reference: row → explanation → value."""
         items = self.explanations.items()
@@ -82,6 +95,7 @@ class Comparison:
         rows["mean similarity"] = {
             n: sum(m.similarity.values()) / len(m.similarity) for n, m in others if m.similarity
         }
+        rows["concepts shared"] = {n: len(m.shared) for n, m in others if m.similarity}
         rows["rank correlation of importance"] = {
             n: m.rank_correlation for n, m in others if m.rank_correlation == m.rank_correlation
         }
@@ -110,7 +124,7 @@ class Comparison:
             ax.set_xlabel(explanation.importance.method, fontsize=8)
         axes[0].set_yticks(range(len(order)), names)
         axes[0].invert_yaxis()
-        figure.suptitle(f"Importance of the concepts of “{self.reference.target}”")
+        figure.suptitle(f"Importance of the concepts of {self.targets}")
         return figure
 
     def to_html(self, path: str | Path) -> Path:
@@ -142,7 +156,7 @@ class Comparison:
 
 
 def compare(explanations: Mapping[str, Explanation]) -> Comparison:
-    """Set explanations side by side: other estimators, extractors, models or checkpoints.
+    """Set explanations side by side: other classes, estimators, extractors, models or checkpoints.
 
     Concepts are matched one to one to those of the first explanation. Explanations that were
     loaded from disk do as well; no network is needed.

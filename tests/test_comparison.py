@@ -86,6 +86,19 @@ def test_rank_correlation_is_of_the_matched_concepts():
     assert comparison.table["C-Deletion"] == {"a": 0.25, "b": 0.25}
 
 
+def test_two_classes_share_the_concepts_that_are_alike(tmp_path):
+    first = replace(explanation(), components=torch.eye(4, 10))
+    other = replace(shuffled(first), target="dog")
+    other.components[ORDER.index(3)] = torch.eye(10)[9]  # a direction that the first has not
+    comparison = compare({"a": first, "b": other})
+    assert sorted(comparison.matchings["b"].shared) == [0, 1, 2]
+    assert comparison.table["concepts shared"] == {"b": 3}
+    assert comparison.targets == f"“{HOSTILE}” and “dog”"
+    text = comparison.to_html(tmp_path / "page.html").read_text()
+    assert "and “dog”</h1>" in text
+    assert text.count("cosine 1.00, shared") == 3
+
+
 def test_fewer_concepts_leave_some_without_a_match(tmp_path):
     first, other = explanation(), explanation(name="mane")
     few = replace(

@@ -25,7 +25,7 @@ def render_comparison(comparison: Comparison) -> str:
     ]
     return fill(
         "comparison.html",
-        target=comparison.reference.target,
+        targets=comparison.targets,
         names=names,
         figure=figure_uri(comparison.plot()),
         alt=f"Bars of the importance of each concept, a panel each for {', '.join(names)}",
@@ -54,7 +54,8 @@ def _partner(comparison: Comparison, name: str, reference: int) -> dict[str, Any
         "stderr": concept.stderr,
         "similarity": None
         if explanation is comparison.reference
-        else f"{matching.by} {matching.similarity[reference]:.2f}",
+        else f"{matching.by} {matching.similarity[reference]:.2f}"
+        + (", shared" if reference in matching.shared else ""),
         "crops": [
             {
                 "uri": data_uri(explanation.pixels(crop)),
