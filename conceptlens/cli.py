@@ -65,16 +65,40 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--out", type=Path, default=Path("conceptlens-demo"), help="folder to write")
 
     explain = _command(
-        commands, "explain", _explain, "explain one class of a model on a folder of pictures",
+        commands, "explain", _explain, "explain classes of a model on a folder of pictures",
         "conceptlens explain torchvision:resnet50 photos/ --layer layer4 --target tabby --out out\n"
-        "  conceptlens explain net.py:make photos/ --layer features --target 3 --out out",
+        "  conceptlens explain net.py:make photos/ --layer features --target 3 --out out\n"
+        "  conceptlens explain torchvision:resnet50 photos/ --all-classes --jobs 4 --out out",
     )  # fmt: skip
     _model_options(explain)
     explain.add_argument("images", metavar="IMAGES", help="folder of pictures, searched below")
-    explain.add_argument("--target", help="class, by name or index; default: the most predicted")
-    explain.add_argument("--out", type=Path, required=True, help="folder to write")
+    classes = explain.add_mutually_exclusive_group()
+    classes.add_argument(
+        "--target",
+        action="append",
+        help="class, by name or index; repeat it for several; default: the most predicted",
+    )
+    classes.add_argument(
+        "--all-classes", action="store_true", help="all classes that the model gives a picture to"
+    )
+    explain.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="folder to write; with several classes a folder each and index.html, and what an "
+        "earlier run left is used",
+    )
+    explain.add_argument(
+        "--jobs", type=int, default=1, help="processes, for several classes at a time (1)"
+    )
     explain.add_argument("--concepts", type=int, default=10, help="number of concepts (10)")
     explain.add_argument("--patch-size", type=int, default=64, help="side of the crops (64)")
+    explain.add_argument(
+        "--crops",
+        choices=("resized", "positions"),
+        default="resized",
+        help="what concepts are learnt from; positions cost no passes of their own (resized)",
+    )
     explain.add_argument(
         "--extractor", choices=EXTRACTORS, default="nmf", help="semi-nmf for signed layers (nmf)"
     )
@@ -179,20 +203,29 @@ def _demo(options: argparse.Namespace) -> None:
 
 
 def _explain(options: argparse.Namespace) -> None:
+    from .classes import explain_classes
     from .craft import CRAFT
 
     craft = CRAFT(
         _backbone(options),
         options.concepts,
         options.patch_size,
+        crops=options.crops,
         extractor=EXTRACTORS[options.extractor](options.concepts, options.seed),
         batch_size=options.batch_size,
         seed=options.seed,
     )
-    target = options.target
-    if target is not None and target.isdigit():
-        target = int(target)
-    _write(craft.explain(options.images, target), options.out)
+    targets = [int(t) if t.isdigit() else t for t in options.target or []]
+    if not options.all_classes and len(targets) < 2:
+        _write(craft.explain(options.images, *targets), options.out)
+        return
+    with distributed.together(WAIT):
+        index = explain_classes(
+            craft, options.images, options.out, targets or None, jobs=options.jobs
+        )
+        if distributed.rank() == 0:
+            print(index)
+            print(index.page)
 
 
 def _write(explanation: Any, out: Path) -> None:
@@ -271,11 +304,14 @@ def _value(text: str) -> Any:
 
 
 def _verify(options: argparse.Namespace) -> None:
+    from .class_index import INDEX_FILE, ClassIndex
     from .explanation import Explanation
     from .store import ActivationStore
 
     for folder in map(Path, options.folders):
-        if (folder / "explanation.json").exists():
+        if (folder / INDEX_FILE).exists():
+            ClassIndex(folder).verify()
+        elif (folder / "explanation.json").exists():
             Explanation.load(folder)
         else:
             ActivationStore.open(folder).verify()

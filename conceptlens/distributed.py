@@ -59,6 +59,16 @@ def together(timeout: float = 300.0) -> Iterator[None]:
             dist.destroy_process_group()
 
 
+@contextmanager
+def alone() -> Iterator[None]:
+    """Let the fits inside be this process's own, though it is one of several."""
+    groups, _groups[:] = _groups[:], []
+    try:
+        yield
+    finally:
+        _groups[:] = groups
+
+
 def rank() -> int:
     """Return the number of this process, from 0."""
     return dist.get_rank(_groups[-1]) if _groups else 0

@@ -27,6 +27,8 @@ N_PICTURES = 8
 # More than four colours in one picture cannot be told apart.
 N_PAINTED = 4
 GREY = "#8a8a8f"
+# Side in pixels: a page of a thousand classes has some thousands of them.
+THUMBNAIL = 72
 
 MEANING = {
     "crop reconstruction error": "share of the crops' activations that the concepts miss",
@@ -54,10 +56,10 @@ def render(explanation: Explanation) -> str:
     )
 
 
-def fill(template: str, **values: Any) -> str:
+def fill(template: str, script_file: str = "report.js", **values: Any) -> str:
     """Fill in one of this folder's templates; what is filled in is escaped."""
     folder = files("conceptlens.report")
-    style, script = ((folder / f"report.{s}").read_text(encoding="utf-8") for s in ("css", "js"))
+    style, script = ((folder / f).read_text(encoding="utf-8") for f in ("report.css", script_file))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return (
         _environment()
@@ -80,6 +82,15 @@ def data_uri(picture: Tensor) -> str:
     """A uint8 picture ``(3, H, W)`` as a JPEG inside a URI."""
     buffer = io.BytesIO()
     Image.fromarray(picture.movedim(0, -1).numpy()).save(buffer, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def thumbnail_uri(picture: Tensor) -> str:
+    """A uint8 picture ``(3, H, W)`` as a JPEG of at most two kilobytes or so inside a URI."""
+    image = Image.fromarray(picture.movedim(0, -1).numpy())
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=60, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
