@@ -23,8 +23,8 @@ INDEX_FILE, CARD_FILE, REPORT_FILE, PAGE_FILE = (
 )  # fmt: skip
 # Of a class's concepts; the others are in its report.
 N_BEST = 4
-# A correlation, so that classes can be compared; the other metrics are on the scale of logits.
-FAITHFULNESS = "C-µFidelity"
+# These two mean the same in every class; the other metrics are on the scale of its logits.
+FAITHFULNESS, AGREEMENT = "C-µFidelity", "prediction agreement"
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,8 @@ class Card:
         The mean probability that the model gives to the class.
     faithfulness : float or None
         C-µFidelity, where there is more than one concept.
+    agreement : float
+        The share of the pictures that keep their class when rebuilt from the concepts.
     concepts : list of CardConcept
         The best, most important first.
     error : str or None
@@ -62,6 +64,7 @@ class Card:
     pictures: int
     score: float | None = None
     faithfulness: float | None = None
+    agreement: float | None = None
     concepts: Sequence[CardConcept] = ()
     error: str | None = None
 
@@ -74,6 +77,7 @@ class Card:
             len(explanation.pictures),
             float(explanation.scores.mean()),
             explanation.metrics.get(FAITHFULNESS),
+            explanation.metrics[AGREEMENT],
             [_card_concept(explanation, c) for c in explanation.concepts[:N_BEST]],
         )
 

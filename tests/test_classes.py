@@ -301,6 +301,12 @@ def test_an_index_that_points_elsewhere_is_refused(tmp_path, folder):
 
 def test_index_tells_what_it_holds(craft, pictures, tmp_path):
     index = explain_classes(craft, pictures, tmp_path)
+    for name, card in index.cards.items():
+        metrics = index[name].metrics
+        assert card.faithfulness == metrics["C-µFidelity"]
+        assert card.agreement == metrics["prediction agreement"]
+        shown = f"rebuilt {100 * card.agreement:.0f}&nbsp;%"
+        assert f"faithfulness {card.faithfulness:.2f}, {shown}" in index.page.read_text()
     assert "ClassIndex of 2 classes" in repr(index)
     assert "circus: 4 pictures" in repr(index)
     assert "1 without pictures" in repr(index)
