@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ FORMAT = 1
 INDEX_FILE, CARD_FILE, REPORT_FILE, PAGE_FILE = (
     "classes.json", "card.json", "report.html", "index.html",
 )  # fmt: skip
+JPEG = "data:image/jpeg;base64,"
 # Of a class's concepts; the others are in its report.
 N_BEST = 4
 # These two mean the same in every class; the other metrics are on the scale of its logits.
@@ -84,13 +85,11 @@ class Card:
     def write(self, root: Path, digest: str) -> None:
         """Write it into the class's folder: the last file there, which says what it is made of."""
         folder = root / self.folder
-        written = (RECORD_FILE, REPORT_FILE) if self.error is None else ()
-        record = {
-            "format": FORMAT,
-            "digest": digest,
-            "files": {name: sha256_of(folder / name) for name in written},
-            "card": asdict(self),
-        }
+        files: dict[str, str] = {}
+        if self.error is None:
+            files = {name: sha256_of(folder / name) for name in (RECORD_FILE, REPORT_FILE)}
+            files |= unseal(folder / RECORD_FILE)["files"]
+        record = {"format": FORMAT, "digest": digest, "files": files, "card": asdict(self)}
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / CARD_FILE, seal(record))
 
@@ -231,14 +230,36 @@ def read_card(folder: Path) -> tuple[Card, dict[str, Any]]:
     try:
         if record["format"] != FORMAT:
             raise ValueError(f"format {record['format']!r}, this version reads {FORMAT}")
-        fields = dict(record["card"])
-        concepts = [CardConcept(**concept) for concept in fields.pop("concepts")]
-        card = Card(**fields, concepts=concepts)
+        card = _card(record["card"])
         if card.folder != folder.name:
             raise ValueError(f"it is the card of {card.folder!r}")
+        if any(".." in name or Path(name).is_absolute() for name in dict(record["files"])):
+            raise ValueError("it names files outside its folder")
         return card, record
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"{path} is no card of this version: {error!r}") from error
+
+
+def _card(fields: dict[str, Any]) -> Card:
+    card = Card(str(fields["name"]), str(fields["folder"]), int(fields["pictures"]))
+    if fields["error"] is not None:
+        return replace(card, error=str(fields["error"]))
+    faithfulness = fields["faithfulness"]
+    return replace(
+        card,
+        score=float(fields["score"]),
+        faithfulness=None if faithfulness is None else float(faithfulness),
+        agreement=float(fields["agreement"]),
+        concepts=[_concept(concept) for concept in fields["concepts"]],
+    )
+
+
+def _concept(fields: dict[str, Any]) -> CardConcept:
+    picture = fields["thumbnail"]
+    if picture is not None and not picture.startswith(JPEG):
+        raise ValueError("a thumbnail is no JPEG")
+    name, importance = str(fields["name"]), float(fields["importance"])
+    return CardConcept(int(fields["index"]), name, importance, picture)
 
 
 def is_done(folder: Path, digest: str) -> bool:
@@ -254,8 +275,7 @@ def check(folder: Path) -> str:
     card, record = read_card(folder)
     if card.error is not None:
         raise ValueError(f"{folder} holds no explanation: {card.error}")
-    files = {**record["files"], **unseal(folder / RECORD_FILE)["files"]}
-    for name, expected in files.items():
+    for name, expected in record["files"].items():
         if sha256_of(folder / name) != expected:
             raise ValueError(f"{folder / name} is damaged: its checksum differs")
     return str(record["digest"])

@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from functools import partial
 
 import pytest
@@ -12,11 +13,12 @@ from PIL import Image
 from torch.utils.data import Subset
 
 from conceptlens import CRAFT, NMF, Backbone, classes, distributed
-from conceptlens.class_index import Card, ClassIndex, class_folder
+from conceptlens.class_index import Card, ClassIndex, class_folder, read_card
 from conceptlens.classes import explain_classes
 from conceptlens.cli import main
 from conceptlens.datasets import PlantedConcepts, small_cnn
 from conceptlens.report.index import shared_pairs
+from conceptlens.sealing import seal
 
 HOSTILE = "<script>alert('x')</script>/../.."
 NETWORK = """
@@ -297,6 +299,26 @@ def test_folders_of_classes_are_safe_and_different():
 def test_an_index_that_points_elsewhere_is_refused(tmp_path, folder):
     with pytest.raises(ValueError, match="folder of a class"):
         ClassIndex.write(tmp_path, [folder], [], {})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"card": 3}, {"files": {"../../secret": ""}}, {"files": {"/dev/zero": ""}}, {"format": 2},
+     {"thumbnail": "https://elsewhere"}, {"score": "high"}, {"concepts": [{}]}],
+)  # fmt: skip
+def test_a_card_that_was_made_up_is_refused(tmp_path, change):
+    concept = {"index": 0, "name": "fur", "importance": 0.5, "thumbnail": None}
+    fields = asdict(Card("cat", "0000-cat", 3, 0.5, None, 1.0)) | {"concepts": [concept]}
+    record = {"format": 1, "digest": "", "files": {}, "card": fields}
+    folder = tmp_path / "0000-cat"
+    folder.mkdir()
+    (folder / "card.json").write_bytes(seal(record))
+    assert read_card(folder)[0].concepts[0].name == "fur"
+    for part in (concept, fields, record):  # each entry is changed where it stands
+        part |= {name: value for name, value in change.items() if name in part}
+    (folder / "card.json").write_bytes(seal(record))
+    with pytest.raises(ValueError, match="no card of this version"):
+        read_card(folder)
 
 
 def test_index_tells_what_it_holds(craft, pictures, tmp_path):
