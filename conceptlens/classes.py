@@ -273,6 +273,7 @@ def _read(job: _Job, c: _Class, pictures: Pictures) -> tuple[ClassPictures, Tens
     x = torch.cat([batch for _, batch in pictures.batches(craft.batch_size)])
     if len(x) != len(c.rows):
         raise ValueError(f"{len(c.rows) - len(x)} pictures can no longer be read")
+    craft.backbone.activations(x[:1])  # where the stores were whole it has seen no picture's size
     rows = {
         name: torch.stack([store[i] for i in c.rows]).to(device)
         for name, store in job.stores.items()
