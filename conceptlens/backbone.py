@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .checks import check_finite, check_names, check_tensor
 from .cutting import (
     MECHANISMS,
     CannotBuildError,
@@ -106,9 +107,13 @@ class Backbone:
         model = getattr(model, "_orig_mod", model)  # hooks do not fire inside compiled modules
         if layer is not None:
             _check_layer(model, layer)
+        if autocast is not None and not isinstance(autocast, torch.dtype):
+            raise TypeError(f"autocast must be a torch.dtype, got {autocast!r}")
+        if transform is not None and not callable(transform):
+            raise TypeError(f"transform must be a function of a picture, got {transform!r}")
         self.model = model if device is None else model.to(device)
         self.transform = transform
-        self.class_names = None if class_names is None else list(class_names)
+        self.class_names = None if class_names is None else check_names(class_names, "class_names")
         self.output = output
         self.autocast = autocast
         self._layer = layer
@@ -304,6 +309,8 @@ class Backbone:
             For each of `layers` the ``(B, P, C)`` that `activations` of a backbone cut there
             returns.
         """
+        if not check_names(layers, "layers"):
+            raise ValueError("layers must name at least one layer, got none")
         for layer in layers:
             if layer not in self._others:
                 self._others[layer] = self.replace(layer=layer)
@@ -332,6 +339,7 @@ class Backbone:
         """Run only what lies after the cut: ``(B, P, C)`` → logits ``(B, n_classes)``."""
         cut = self._ready()
         expected = (cut.layout.positions, cut.layout.channels)
+        check_tensor(a, "activations", "B, P, C")
         if a.ndim != 3 or tuple(a.shape[1:]) != expected:
             raise ValueError(
                 f"activations of shape {tuple(a.shape)}: layer {cut.layer!r} has (B, P, C) = "
@@ -499,7 +507,11 @@ def class_index(target: int | str, class_names: Sequence[str] | None) -> int:
     ------
     ValueError
         For a name that no or several classes have; the message suggests near names.
+    TypeError
+        For what is neither an index nor a name.
     """
+    if isinstance(target, bool) or not isinstance(target, (int, str)):
+        raise TypeError(f"a class must be given by its index or name, got {target!r}")
     if isinstance(target, int):
         if target < 0 or (class_names is not None and target >= len(class_names)):
             size = "unknown number of" if class_names is None else len(class_names)
@@ -523,6 +535,8 @@ def class_index(target: int | str, class_names: Sequence[str] | None) -> int:
 
 def _check_layer(model: nn.Module, layer: str) -> None:
     names = [name for name, _ in model.named_modules() if name]
+    if not isinstance(layer, str):
+        raise TypeError(f"layer must be the name of a layer, got {layer!r}")
     if layer not in names:
         near = get_close_matches(layer, names, n=3, cutoff=0.4) or names[-3:]
         raise ValueError(
@@ -534,11 +548,12 @@ def _check_layer(model: nn.Module, layer: str) -> None:
 def _check_pictures(x: Tensor) -> Tensor:
     if not isinstance(x, Tensor):
         raise TypeError(f"pictures must be a tensor (B, 3, H, W), got {type(x).__name__}")
-    if x.ndim != 4 or len(x) == 0 or not x.is_floating_point():
+    if x.ndim != 4 or 0 in x.shape or not x.is_floating_point():
         raise ValueError(
-            f"pictures must be a float tensor (B, 3, H, W) with B ≥ 1, got {x.dtype} "
+            f"pictures must be a float tensor (B, 3, H, W), none of them 0, got {x.dtype} "
             f"{tuple(x.shape)}"
         )
+    check_finite(x, "pictures")
     return x
 
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from .checks import check_whole
 from .progress import bar
 
 Item = TypeVar("Item")
@@ -36,11 +37,12 @@ def in_batches(
     ------
     ValueError
         If `batch_size` is less than 1 or `rows` is empty.
+    TypeError
+        If `batch_size` is no number.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    check_whole(batch_size, "batch_size")
     if len(rows) == 0:
-        raise ValueError("there are no rows to work on: the input is empty")
+        raise ValueError(f"there are no rows to work on: the input has shape {tuple(rows.shape)}")
     parts: list[Tensor] = []
     start = 0
     with bar("conceptlens", len(rows), unit or "", hidden=unit is None) as progress:

@@ -152,6 +152,8 @@ class ZeroShotClassifier(nn.Module):
 
 
 def _check_name(name: str, known: Sequence[str], library: str) -> None:
+    if not isinstance(name, str):
+        raise TypeError(f"the name of a model must be a string, got {name!r}")
     if name not in known:
         near = get_close_matches(name, known, n=3, cutoff=0.4)
         hint = f"; near names: {', '.join(map(repr, near))}" if near else ""

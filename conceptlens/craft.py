@@ -11,6 +11,7 @@ from torch import Tensor
 from ._version import __version__
 from .backbone import Backbone
 from .batching import in_batches
+from .checks import check_backbone, check_seed, check_whole
 from .class_pictures import ClassPictures, select
 from .crops import CropSet
 from .explanation import Concept, Explanation
@@ -89,6 +90,12 @@ class CRAFT:
         batch_size: int = 32,
         seed: int = 0,
     ) -> None:
+        check_backbone(backbone)
+        for name, value in (("n_concepts", n_concepts), ("patch_size", patch_size)):
+            check_whole(value, name)
+        check_whole(n_designs, "n_designs", 2)
+        check_whole(batch_size, "batch_size")
+        check_seed(seed)
         self.backbone = backbone
         self.n_concepts = n_concepts
         self.patch_size = patch_size

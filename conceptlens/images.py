@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
+
+from .checks import check_finite, check_whole
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 Transform = Callable[[Any], Tensor]
@@ -92,7 +94,7 @@ class Pictures(Dataset[Tensor]):
             folder = Path(images)
             images = _files_below(folder)
             self.names = [path.relative_to(folder).as_posix() for path in images]
-        elif hasattr(images, "__getitem__") and hasattr(images, "__len__"):
+        elif _is_sized(images):
             listed = images if isinstance(images, Sequence) else range(len(images))
             listed = getattr(images, "picture_names", listed)
             self.names = [
@@ -128,6 +130,7 @@ class Pictures(Dataset[Tensor]):
         if not isinstance(x, Tensor) or x.ndim != 3 or x.shape[0] != 3:
             shape = tuple(x.shape) if hasattr(x, "shape") else type(x).__name__
             raise ValueError(f"{self.names[i]} became {shape}, expected a tensor (3, H, W)")
+        check_finite(x, f"the pixels of {self.names[i]}")
         return x
 
     def batches(
@@ -144,8 +147,7 @@ class Pictures(Dataset[Tensor]):
         ValueError
             If their sizes differ.
         """
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        check_whole(batch_size, "batch_size")
         cuts = cut_into_batches(range(start, len(self) if stop is None else stop), batch_size)
         bad: list[str] = []
         n_good = 0
@@ -375,11 +377,24 @@ def _files_below(folder: Path) -> list[Path]:
     return found
 
 
+def _is_sized(images: Any) -> bool:
+    """Whether these are items with numbers, how many of them being known."""
+    if isinstance(images, Tensor) and images.ndim != 4:
+        raise ValueError(f"images must be a tensor (n, 3, H, W), got {tuple(images.shape)}")
+    has_items = hasattr(images, "__getitem__") and hasattr(images, "__len__")
+    return has_items and not isinstance(images, Mapping)
+
+
 def _array(item: Any) -> np.ndarray:
     """An array ``(H, W)`` or ``(H, W, bands)`` of bytes, from an array or a tensor of bytes."""
     if isinstance(item, Tensor) and item.ndim == 3:
         item = item.movedim(0, -1)
     array = np.asarray(item)
+    if array.dtype not in (np.uint8, np.uint16) and array.dtype.kind != "f":
+        raise TypeError(
+            f"a picture must hold uint8, uint16 or floats from 0 to 1, got {array.dtype}: convert "
+            "it with .astype(np.uint8)"
+        )
     if array.dtype.kind == "f":
         array = (array * 255).round().clip(0, 255)
     elif array.dtype == np.uint16:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .backbone import class_index
 from .batching import in_batches
+from .checks import check_tensor, check_whole
 from .importance.attribute import MAX_STEPS, attribute, integrated_gradients
 from .importance.score import ClassScore
 from .maps import concept_maps
@@ -147,8 +148,8 @@ def waterfall(
         Its base, contributions and rest sum to the model's own logit. Models that classify by
         their codes alone leave nothing unexplained.
     """
-    if x.ndim != 3:
-        raise ValueError(f"x must be one picture (3, H, W), got shape {tuple(x.shape)}")
+    check_tensor(x, "x, one picture,", "3, H, W")
+    check_whole(batch_size, "batch_size")
     with torch.no_grad():
         codes = cm.encode(x[None])
         is_dictionary = isinstance(cm, DictionaryModel)

@@ -12,6 +12,7 @@ from . import attribution
 from .attribution import Attribution, gradients_by
 from .backbone import Backbone
 from .batching import in_batches
+from .checks import check_finite, check_seed, check_tensor
 from .model import ConceptModel, DictionaryModel
 
 MapMethod = Callable[..., Tensor]
@@ -80,6 +81,8 @@ def concept_maps(
     """
     if method not in MAPS:
         raise ValueError(f"method must be one of {', '.join(map(repr, MAPS))}, got {method!r}")
+    check_pictures(cm, x)
+    check_seed(seed)
 
     def block(pictures: Tensor) -> Tensor:
         return MAPS[method](cm, pictures, seed=seed).to(x.device)
@@ -117,6 +120,8 @@ def coam(backbone: Backbone, vectors: Tensor, x: Tensor) -> Tensor:
     Aysel et al., "Concept-Based Explainable AI: Metrics and Benchmarks", 2025 (concept activation
     mapping).
     """
+    check_tensor(vectors, "vectors", "k, C")
+    check_finite(vectors, "vectors")
     a = backbone.activations(x)
     if vectors.ndim != 2 or vectors.shape[1] != a.shape[2]:
         raise ValueError(
@@ -176,6 +181,14 @@ def codes_on_grid(cm: ConceptModel | Backbone, codes: Tensor) -> Tensor:
             "at an earlier layer, one whose grid is larger than 1×1"
         )
     return codes[:, cm.n_prefix :].transpose(1, 2).unflatten(2, cm.grid)
+
+
+def check_pictures(cm: ConceptModel, x: Tensor) -> None:
+    """Raise unless `cm` is a model in concept space and `x` are pictures ``(B, 3, H, W)``."""
+    if not hasattr(cm, "encode"):
+        raise TypeError(f"cm must be a ConceptModel, with encode, got {type(cm).__name__}")
+    check_tensor(x, "pictures", "B, 3, H, W")
+    check_finite(x, "pictures")
 
 
 def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:

@@ -8,7 +8,9 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 
 from .backbone import Backbone
+from .checks import check_backbone, check_names, check_tensor
 from .extraction import Extractor, as_extractor
+from .extraction.base import check_fitted
 
 
 @runtime_checkable
@@ -71,14 +73,14 @@ class DictionaryModel:
     def __init__(
         self, backbone: Backbone, extractor: Extractor, concept_names: Sequence[str] | None = None
     ) -> None:
+        check_backbone(backbone)
         extractor = as_extractor(extractor)
+        check_fitted(extractor)
         k = len(extractor.components_)
         names = [f"concept {i}" for i in range(k)] if concept_names is None else concept_names
-        if len(names) != k:
-            raise ValueError(f"{len(names)} concept_names for {k} concepts")
         self.backbone = backbone
         self.extractor = extractor
-        self.concept_names = list(names)
+        self.concept_names = check_names(names, "concept_names", k)
         self.class_names = backbone.class_names
 
     @property
@@ -98,6 +100,7 @@ class DictionaryModel:
 
     def classify(self, codes: Tensor) -> Tensor:
         """Turn codes ``(B, P, k)`` into logits ``(B, n_classes)``; gradients flow to `codes`."""
+        check_tensor(codes, "codes", "B, P, k")
         a = self.extractor.inverse_transform(codes.flatten(0, 1))
         return self.backbone.head(a.unflatten(0, codes.shape[:2]))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from html import escape
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from . import distributed
 from .building import Compute, StoreWriter, fill, my_part
+from .checks import check_backbone, check_names, check_seed, check_whole
 from .images import Pictures, transform_fingerprint
 from .manifest import (
     DTYPES,
@@ -132,6 +134,7 @@ class ActivationStore:
         ValueError
             If no picture can be read or activations are not finite; nothing is sealed.
         """
+        check_backbone(bb)
         stores = build_stores(
             {bb.layer: Path(path)}, {bb.layer: bb.fingerprint()},
             lambda x, _: [bb.activations(x)], Pictures.of(images, bb.transform), batch_size,
@@ -171,7 +174,8 @@ class ActivationStore:
         dict of str to ActivationStore
             One a layer, in the order of `layers`.
         """
-        folders = {layer: Path(path) / layer for layer in layers}
+        check_backbone(bb)
+        folders = {layer: Path(path) / layer for layer in check_names(layers, "layers")}
         if not folders:
             raise ValueError("layers is empty: name one of those that Backbone.layers() lists")
 
@@ -189,10 +193,13 @@ class ActivationStore:
 
     def __getitem__(self, index: int | slice) -> Tensor:
         """Read one picture's activations ``(P, C)``, or a range's ``(m, P, C)``."""
-        if isinstance(index, int):
+        if isinstance(index, Integral):
+            index = int(index)
             if not -len(self) <= index < len(self):
                 raise IndexError(f"index {index} in a store of {len(self)} pictures")
             return self[index % len(self) : index % len(self) + 1][0]
+        if not isinstance(index, slice):
+            raise TypeError(f"a store must be read by an index or a slice, got {index!r}")
         start, stop, step = index.indices(len(self))
         if step < 0:
             raise ValueError("a store is read forwards: take a slice with a positive step")
@@ -211,8 +218,10 @@ class ActivationStore:
         order, of which a few shards' worth are mixed at a time, so that memory is bounded (twice
         that) and reading is quick. Consecutive `pictures` restrict it to theirs.
         """
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        check_whole(batch_size, "batch_size")
+        check_seed(seed)
+        if pictures is not None and not isinstance(pictures, range):
+            raise TypeError(f"pictures must be a range, got {pictures!r}")
         some = pictures or range(len(self))
         generator = torch.Generator().manual_seed(seed) if shuffle else None
         yield from self._reader.vectors(some.start, some.stop, batch_size, generator)
@@ -276,7 +285,10 @@ def build_stores(
     """
     if dtype not in DTYPES.values():
         raise ValueError(f"dtype must be one of {list(DTYPES)}, got {dtype}")
+    check_whole(batch_size, "batch_size")
+    check_whole(shard_bytes, "shard_bytes")
     if num_workers is not None:
+        check_whole(num_workers, "num_workers", 0)
         pictures.num_workers = num_workers
     contents = _shared_fingerprints(pictures)
     common = {

@@ -110,7 +110,7 @@ def test_is_an_estimator_of_scikit_learn(model):
         assert clone(model).set_params(concept_names=names).fit(x, y, concepts=c).concept_names == (
             names
         )
-        with pytest.raises(ValueError, match="2 concept_names for 4 concepts"):
+        with pytest.raises(ValueError, match="concept_names must have 4 names, got 2"):
             clone(model).set_params(concept_names=names[:2]).fit(x, y, concepts=c)
 
 

@@ -72,5 +72,5 @@ def test_no_map_without_places():
 
 
 def test_wrong_number_of_names(model):
-    with pytest.raises(ValueError, match="2 concept_names for 3 concepts"):
+    with pytest.raises(ValueError, match="concept_names must have 3 names, got 2"):
         DictionaryModel(model.backbone, model.extractor, ["a", "b"])

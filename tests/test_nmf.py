@@ -152,7 +152,7 @@ def test_nnls_with_repeated_and_empty_atoms():
         (torch.ones(0, 4), 1, ValueError, r"\(n, C\)"),
         (torch.ones(5, 4, dtype=torch.int64), 1, TypeError, "int64"),
         (torch.rand(5, 4), 5, ValueError, "n_components=5.*between 1 and 4"),
-        (torch.rand(5, 4), 0, ValueError, "n_components=0"),
+        (torch.rand(5, 4), 0, ValueError, "n_components must be at least 1, got 0"),
         (torch.zeros(5, 4), 2, ValueError, "zero"),
     ],
 )

@@ -126,7 +126,7 @@ def test_refusals(planted, pictures):
         SparseCBM(concept_embeddings=texts[:, :5]).fit(x, y)
     with pytest.raises(ValueError, match=r"sparsity must be one of .* got 'lasso'"):
         fitted(planted, sparsity="lasso")
-    with pytest.raises(ValueError, match="tau_end must be a number above 0, got 0"):
+    with pytest.raises(ValueError, match="tau_end must be a finite number above 0, got 0"):
         fitted(planted, tau_end=0)
     features = pictures[2].activations(pictures[0]).mean(1)
     with pytest.raises(ValueError, match="give pictures, not embeddings"):

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from ..backbone import Backbone
+from ..checks import check_names
 from ..extraction.base import like
 from ..files import write_atomically
+from ..metrics.checks import as_numbers
 from . import saving
 from .data import (
     TrainingData,
@@ -29,6 +31,7 @@ from .data import (
     features_of,
     is_pictures,
 )
+from .options import check_options
 from .training import Loss, train
 
 Self = TypeVar("Self", bound="Bottleneck")
@@ -146,6 +149,7 @@ class Bottleneck(ClassifierMixin, BaseEstimator, ABC):
             If rows do not match, features are not finite, y has one class, or a concept is
             constant or never labelled.
         """
+        check_options(self.get_params())
         features = features_of(x, self.backbone).detach()
         classes, indices = check_classes(y, len(features))
         labels = None if concepts is None else check_concepts(concepts, features)
@@ -379,10 +383,9 @@ class Bottleneck(ClassifierMixin, BaseEstimator, ABC):
 
     def _names(self, k: int) -> list[str]:
         given = self._concept_names
-        names = [f"concept {i}" for i in range(k)] if given is None else list(given)
-        if len(names) != k:
-            raise ValueError(f"{len(names)} concept_names for {k} concepts")
-        return names
+        if given is None:
+            return [f"concept {i}" for i in range(k)]
+        return check_names(given, "concept_names", k)
 
     def _features(self, x: Any) -> Tensor:
         """Features ``(n, C)`` as the network takes them."""
@@ -411,13 +414,15 @@ class Bottleneck(ClassifierMixin, BaseEstimator, ABC):
         """Features ``(n, C)`` and what to correct in them ``(n, k)``, NaN for nothing."""
         features = self._features(x)
         n = len(features)
+        if not isinstance(corrections, Mapping):
+            raise TypeError(f"corrections must be {{concept: value}}, got {corrections!r:.80}")
         values = features.new_full((n, len(self.concept_names)), torch.nan)
         for concept, value in corrections.items():
-            given = torch.as_tensor(value).to(values)
+            given = as_numbers(value, f"the correction of {concept!r}").to(values)
             if given.shape not in ((), (n,)) or given.isinf().any():
                 raise ValueError(
                     f"the correction of {concept!r} must be one finite number or one a row "
-                    f"({n},), got shape {tuple(given.shape)}"
+                    f"({n},), got {value!r:.80} of shape {tuple(given.shape)}"
                 )
             values[:, self.concept_index(concept)] = given
         return features, values

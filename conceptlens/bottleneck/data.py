@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -148,6 +148,8 @@ def features_of(x: Any, backbone: Backbone | None) -> Tensor:
         For pictures without a backbone, pictures that cannot be read, and features of another
         shape or not finite.
     """
+    if x is None or isinstance(x, Mapping) or callable(x):
+        raise TypeError(f"x must be features, pictures or a store of them, got {type(x).__name__}")
     if isinstance(x, ActivationStore):
         parts = [x[i : i + STORE_BATCH].mean(1) for i in range(0, len(x), STORE_BATCH)]
         return check_rows(torch.cat(parts), "x")
@@ -182,8 +184,8 @@ def as_pictures(x: Any, backbone: Backbone) -> Pictures:
 def _features_of_pictures(x: Any, backbone: Backbone | None) -> Tensor:
     if backbone is None:
         raise ValueError(
-            "x is pictures, but the model has no backbone to run them through: give backbone=, or "
-            "features (n, C)"
+            f"x must be features (n, C), got {type(x).__name__}, and the model has no backbone to "
+            "run pictures through: give backbone="
         )
 
     def features(batch: Tensor) -> Tensor:
@@ -211,6 +213,8 @@ def check_classes(y: Any, n: int) -> tuple[np.ndarray, np.ndarray]:
         If there is not one label a row, or only one class, or numbers that are no classes.
     """
     labels = as_labels(y)
+    if y is None:
+        raise TypeError(f"y must have shape ({n},), one class a row of x, got None")
     if labels.shape != (n,):
         raise ValueError(f"y must have shape ({n},), one class a row of x, got {labels.shape}")
     check_classification_targets(labels)
@@ -234,7 +238,10 @@ def check_concepts(concepts: Any, like: Tensor) -> Tensor:
         For another shape, or infinite values; NaN is a missing label.
     """
     if not isinstance(concepts, Tensor):
-        concepts = torch.from_numpy(np.asarray(concepts, dtype=np.float64))
+        try:
+            concepts = torch.from_numpy(np.asarray(concepts, dtype=np.float64))
+        except (TypeError, ValueError):
+            raise TypeError(f"concepts must be numbers (n, k), got {concepts!r:.80}") from None
     labels = concepts.detach().to(like)
     if labels.ndim != 2 or len(labels) != len(like) or labels.shape[1] == 0:
         raise ValueError(

@@ -180,9 +180,6 @@ class SparseCBM(Bottleneck):
         if self.concept_embeddings is None:
             raise ValueError("give concept_embeddings=, embeddings (k, e) of the concepts' texts")
         check_one_of(self.sparsity, "sparsity", tuple(SPARSITIES))
-        for name in ("tau_start", "tau_end", "scale"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be a number above 0, got {getattr(self, name)!r}")
 
     def _own_loss(self, network: SparseNetwork, n_steps: int) -> Callable[[Tensor, Tensor], Tensor]:
         """The first layer's loss, of its outputs and its inputs, called once a step."""

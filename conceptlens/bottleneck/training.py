@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_whole
 from ..progress import bar
 from .data import TrainingData
 
@@ -58,9 +59,8 @@ def train(
     FloatingPointError
         If the loss stops being finite.
     """
-    for name, value in (("max_epochs", max_epochs), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+    check_whole(max_epochs, "max_epochs")
+    check_whole(batch_size, "batch_size")
     parameters = [p for p in network.parameters() if p.requires_grad]
     steps = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
     generator = torch.Generator().manual_seed(random_state)

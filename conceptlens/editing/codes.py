@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -182,6 +183,8 @@ def set(  # noqa: A001, RUF100 - the field's verb
 
 def concept_indices(concepts: Concepts, names: Sequence[str]) -> list[int]:
     """The indices of concepts given by index or by name."""
+    if concepts is None:
+        raise TypeError("concepts must be indices or names, got None")
     given = [concepts] if isinstance(concepts, int | str) else list(concepts)
     if not given:
         raise ValueError("concepts must name at least one concept")
@@ -194,6 +197,8 @@ def _index(concept: int | str, names: Sequence[str]) -> int:
             near = get_close_matches(concept, names, n=3, cutoff=0.4) or list(names[:3])
             raise ValueError(f"unknown concept {concept!r}; near names: {', '.join(near)}")
         return list(names).index(concept)
+    if isinstance(concept, bool) or not isinstance(concept, Integral):
+        raise TypeError(f"a concept must be given by its index or name, got {concept!r}")
     if not 0 <= concept < len(names):
         raise ValueError(f"concept {concept} does not exist: there are {len(names)}")
     return int(concept)

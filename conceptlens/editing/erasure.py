@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..metrics.checks import check_one_of, check_shape
+from ..metrics.checks import as_numbers, check_one_of, check_shape
 from ..store import ActivationStore
 from .low_rank import LowRank
 
@@ -182,8 +182,8 @@ def _rows(activations: Any, labels: Any) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of rows ``(b, C)`` and labels ``(b, m)``."""
     stored = isinstance(activations, ActivationStore)
     if not stored:
-        activations = torch.as_tensor(activations)
-    z = torch.as_tensor(labels)
+        activations = as_numbers(activations, "activations")
+    z = as_numbers(labels, "labels")
     shape = tuple(activations.shape)
     if len(shape) not in (2, 3) or z.ndim < 1 or z.ndim > len(shape) or len(z) != shape[0]:
         raise ValueError(

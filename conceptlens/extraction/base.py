@@ -12,6 +12,8 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_array
 from torch import Tensor
 
+from ..checks import check_tensor
+
 Rows = TypeVar("Rows", Tensor, np.ndarray)
 Kind = TypeVar("Kind", bound="Savable")
 
@@ -104,6 +106,8 @@ def check_rows(a: Any, name: str = "a") -> Tensor:
 
     What is no tensor must be what scikit-learn takes: an array, a data frame, lists.
     """
+    if a is None or isinstance(a, (str, dict)):
+        raise TypeError(f"{name} must be rows (n, C), got {type(a).__name__}")
     if not isinstance(a, Tensor):
         a = check_array(a, dtype=(np.float64, np.float32), input_name=name)
     rows = torch.as_tensor(a)
@@ -135,6 +139,22 @@ def check_transform(extractor: Any, a: Any) -> Tensor:
             f"rows have {rows.shape[1]} channels, the dictionary has {extractor.n_features_in_}"
         )
     return rows
+
+
+def check_codes(extractor: Any, u: Any) -> Tensor:
+    """Return `u` as codes ``(n, k)`` of the fitted `extractor`.
+
+    Decoding is in the inner loop of every importance, so the numbers are not looked at: what holds
+    NaN is decoded to NaN.
+    """
+    check_fitted(extractor)
+    codes = torch.from_numpy(u) if isinstance(u, np.ndarray) else u
+    check_tensor(codes, "codes", f"n, k = {len(extractor.components_)}")
+    if codes.shape[1] != len(extractor.components_):
+        raise ValueError(
+            f"codes have shape {tuple(codes.shape)}, expected (n, {len(extractor.components_)})"
+        )
+    return codes
 
 
 def like(result: Tensor, given: Any) -> Any:

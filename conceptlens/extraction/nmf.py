@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import check_number, check_seed, check_whole
 from . import starts
 from .alternate import Checkpoint, Penalty, Update, alternate, squared_error
-from .base import SklearnExtractor, check_fitted, check_rows, check_transform, like
+from .base import SklearnExtractor, check_codes, check_rows, check_transform, like
 from .implicit import implicit_nnls_from_grams
 from .rows import Rows, as_rows, blocks_of
 from .updates import hals, hals_of_v, multiplicative
@@ -154,8 +155,7 @@ class NMF(SklearnExtractor):
 
     def inverse_transform(self, u: Any) -> Any:
         """Return the rows ``(n, C)`` that codes ``(n, k)`` stand for; differentiable."""
-        check_fitted(self)
-        codes = torch.as_tensor(u)
+        codes = check_codes(self, u)
         return like(codes @ self._dictionary(codes), u)
 
     def _learnt(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -173,6 +173,14 @@ class NMF(SklearnExtractor):
 
     def _check_fit(self, rows: Rows) -> None:
         self._check_sign(rows.smallest)
+        check_whole(self.n_components, "n_components")
+        check_whole(self.max_iter, "max_iter")
+        check_seed(self.random_state, "random_state")
+        check_number(self.tol, "tol")
+        check_number(self.alpha_W, "alpha_W")
+        if self.alpha_H != "same":
+            check_number(self.alpha_H, "alpha_H")
+        check_number(self.l1_ratio, "l1_ratio", high=1)
         most = min(rows.n_all, rows.channels)
         if not 1 <= self.n_components <= most:
             raise ValueError(

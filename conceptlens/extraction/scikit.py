@@ -11,7 +11,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from .. import distributed
-from .base import Extractor, Savable, check_rows, check_transform, like
+from .base import Extractor, Savable, check_codes, check_rows, check_transform, like
 
 # Those that can be saved: their names in a file say what to import.
 SAVABLE = {
@@ -91,7 +91,7 @@ class ScikitExtractor(Savable):
 
     def inverse_transform(self, u: Any) -> Any:
         """Return the rows ``(n, C)`` that codes ``(n, k)`` stand for; differentiable."""
-        codes = torch.as_tensor(u)
+        codes = check_codes(self, u)
         return like(codes @ self.components_.to(codes) + self.offset_.to(codes), u)
 
     def _options(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..batching import in_batches
+from ..checks import check_seed
 from ..model import ConceptModel
 from . import perturbation
 from .result import Importance
@@ -90,6 +91,7 @@ def attribute(
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {sorted(METHODS)}, got {method!r}")
+    check_seed(seed)
     score = ClassScore.of(cm, codes, target, batch_size)
     per_image = METHODS[method](score, seed)
     if not per_image.any():

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..backbone import class_index
 from ..batching import in_batches
+from ..checks import check_finite, check_tensor, check_whole
 from ..progress import bar
 from .result import Importance
 
@@ -36,15 +37,11 @@ class ClassScore:
     @classmethod
     def of(cls, cm: Any, codes: Tensor, target: int | str, batch_size: int) -> ClassScore:
         """Check what the user gave."""
-        if not isinstance(codes, Tensor) or not codes.is_floating_point():
-            kind = codes.dtype if isinstance(codes, Tensor) else type(codes).__name__
-            raise TypeError(f"codes must be a floating-point tensor, as encode returns, got {kind}")
-        if codes.ndim != 3 or 0 in codes.shape:
-            raise ValueError(f"codes must have shape (n, P, k), got {tuple(codes.shape)}")
-        if not torch.isfinite(codes).all():
-            raise ValueError(f"codes hold NaN or infinite values: {int((~codes.isfinite()).sum())}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if not hasattr(cm, "classify"):
+            raise TypeError(f"cm must be a ConceptModel, with classify, got {type(cm).__name__}")
+        check_tensor(codes, "codes", "n, P, k")
+        check_finite(codes, "codes")
+        check_whole(batch_size, "batch_size")
         index = class_index(target, getattr(cm, "class_names", None))
         return cls(cm, codes.detach(), index, batch_size)
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checks import check_number, check_seed, check_whole
 from ..model import ConceptModel
 from .indices import ESTIMATORS, ORDERS, Affine, Scores, estimate, exact, pairs
 from .result import Importance
@@ -98,6 +99,10 @@ def sobol(
     ((3,), 'Sobol total, exact (affine head)')
     """
     _check(n_designs, order, estimator, design)
+    check_whole(max_designs, "max_designs")
+    check_seed(seed)
+    if tolerance is not None:
+        check_number(tolerance, "tolerance", high=1)
     score = ClassScore.of(cm, codes, target, batch_size)
     names = score.concept_names
     if order == "second":
@@ -215,8 +220,7 @@ def _check(n_designs: int, order: str, estimator: str | None, design: str) -> No
         raise ValueError(f"estimator must be one of {tuple(ESTIMATORS)}, got {estimator!r}")
     if design not in DESIGNS:
         raise ValueError(f"design must be one of {DESIGNS}, got {design!r}")
-    if n_designs < 2:
-        raise ValueError(f"n_designs must be at least 2, got {n_designs}")
+    check_whole(n_designs, "n_designs", 2)
 
 
 def _warn_if_constant(constant: Tensor, target: int | str) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..backbone import Backbone, class_index
 from ..batching import in_batches
+from ..checks import check_finite, check_seed, check_tensor, check_whole
 from ..extraction.base import check_rows
 
 if TYPE_CHECKING:
@@ -138,8 +139,10 @@ def fit_cavs(
     """
     if method not in _METHODS:
         raise ValueError(f"method must be one of {sorted(_METHODS)}, got {method!r}")
-    if n_runs < 2:
-        raise ValueError(f"n_runs must be at least 2, for a test against chance, got {n_runs}")
+    check_whole(n_runs, "n_runs", 2)
+    check_seed(seed)
+    if not isinstance(concept_rows, Mapping):
+        raise TypeError(f"concept_rows must be a mapping of name to rows, got {concept_rows!r:.80}")
     if not concept_rows:
         raise ValueError("concept_rows is empty: give the activations of one concept or more")
     positives = {
@@ -208,8 +211,10 @@ def tcav(
     """
     if correction not in CORRECTIONS:
         raise ValueError(f"correction must be one of {CORRECTIONS}, got {correction!r}")
-    first = activations[:1]
-    if first.ndim != 3 or first.shape[2] != cavs.vectors.shape[2]:
+    first = activations if isinstance(activations, Tensor) else _first(activations)
+    check_tensor(first, "activations", "n, P, C")
+    check_finite(first, "activations")
+    if first.shape[2] != cavs.vectors.shape[2]:
         raise ValueError(
             f"activations must have shape (n, P, C) with C = {cavs.vectors.shape[2]}, as the "
             f"vectors have, got (n, {', '.join(map(str, first.shape[1:]))})"
@@ -238,6 +243,13 @@ def _deal(rows: Tensor, parts: int, generator: torch.Generator | None = None) ->
     if generator is not None:
         rows = rows[torch.randperm(len(rows), generator=generator).to(rows.device)]
     return rows.tensor_split(parts)
+
+
+def _first(store: Any) -> Tensor:
+    """The activations of a store's first picture."""
+    if not hasattr(store, "vectors"):
+        raise TypeError(f"activations must be a tensor or a store, got {type(store).__name__}")
+    return store[:1]
 
 
 def _gradients(head: Callable[[Tensor], Tensor], activations: Any, index: int, size: int) -> Tensor:

@@ -22,7 +22,7 @@ def check_shape(value: Any, name: str, letters: str, **sizes: int) -> Tensor:
     **sizes : int
         The size that some axes must have, such as ``k=10``.
     """
-    tensor = torch.as_tensor(value)
+    tensor = as_numbers(value, name)
     axes = letters.split()
     wanted = [sizes.get(axis) for axis in axes]
     fits = tensor.ndim == len(axes) and 0 not in tensor.shape
@@ -33,6 +33,18 @@ def check_shape(value: Any, name: str, letters: str, **sizes: int) -> Tensor:
         raise ValueError(f"{name} must have shape ({shape}), got {tuple(tensor.shape)}")
     if tensor.is_floating_point() and not tensor.isfinite().all():
         raise ValueError(f"{name} holds NaN or infinite values: {int((~tensor.isfinite()).sum())}")
+    return tensor
+
+
+def as_numbers(value: Any, name: str) -> Tensor:
+    """Return `value` as a tensor of real numbers."""
+    try:
+        tensor = torch.as_tensor(value)
+    except (RuntimeError, TypeError, ValueError):
+        kind = type(value).__name__
+        raise TypeError(f"{name} must be numbers, got {kind} {value!r:.80}") from None
+    if tensor.is_complex():
+        raise TypeError(f"{name} must be real numbers, got {tensor.dtype}")
     return tensor
 
 

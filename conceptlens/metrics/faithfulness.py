@@ -14,8 +14,9 @@ from torch import Tensor
 
 from ..backbone import class_index
 from ..batching import in_batches
+from ..checks import check_tensor
 from ..importance.result import Importance
-from .checks import check_one_of, check_shape
+from .checks import as_numbers, check_one_of, check_shape
 from .result import Estimate
 
 if TYPE_CHECKING:
@@ -266,11 +267,11 @@ def _masked_scores(
 
 def _check(codes: Tensor, importance: Importance | Tensor) -> tuple[Tensor, Tensor]:
     """The codes, and the importance as ``(1, k)`` or ``(n, k)`` in float64 on the CPU."""
+    check_tensor(codes, "codes", "n, P, k")
     codes = check_shape(codes, "codes", "n P k").detach()
     n, _, k = codes.shape
-    values = torch.as_tensor(
-        importance.values if isinstance(importance, Importance) else importance
-    )
+    values = importance.values if isinstance(importance, Importance) else importance
+    values = as_numbers(values, "importance")
     if values.ndim == 1:
         values = check_shape(values, "importance", "k", k=k)[None]
     values = check_shape(values, "importance", "n k", k=k, **({} if len(values) == 1 else {"n": n}))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..importance.result import Importance
-from .checks import check_binary, check_one_of, check_shape
+from .checks import as_numbers, check_binary, check_one_of, check_shape
 from .matching import cosines, match, matched
 from .places import iou, pointing_game
 
@@ -109,7 +109,7 @@ def recovery(
         If a label is the same in all pictures, or shapes do not fit.
     """
     check_one_of(score, "score", ("auc", "cosine"))
-    codes = torch.as_tensor(codes)
+    codes = as_numbers(codes, "codes")
     pooled = [codes.amax(1), codes.mean(1)] if codes.ndim == 3 else [codes]
     pooled = [check_shape(rows, "codes", "n k").detach().double().cpu() for rows in pooled]
     labels = check_binary(labels, "labels", "n m", n=len(codes)).cpu()

@@ -109,7 +109,10 @@ def check_words(words: Sequence[str]) -> list[str]:
     """Return the words as a list; raise unless they are different texts, none of them empty."""
     if isinstance(words, str):
         raise TypeError(f"the words must be a list, got the text {words!r}: vocabulary() has lists")
-    words = list(words)
+    try:
+        words = list(words)
+    except TypeError:
+        raise TypeError(f"the words must be a list, got {words!r}") from None
     if wrong := [w for w in words if not isinstance(w, str) or not w.strip()]:
         raise ValueError(f"the words must be texts that are not empty, got {wrong[:3]}")
     if twice := [w for w, count in Counter(words).items() if count > 1]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...batching import in_batches
 from ...sealing import check_tensors
-from ..base import SklearnExtractor, check_fitted, check_transform, like
+from ..base import SklearnExtractor, check_codes, check_fitted, check_transform, like
 from ..saving import WEIGHTS
 from .checkpoint import is_history
 from .formulas import Weights
@@ -184,11 +184,7 @@ class SparseAutoencoder(SklearnExtractor):
         check_fitted(self)
         if hasattr(u, "tocsr"):
             return u @ self.components_.cpu().numpy() + self.intercept_.cpu().numpy()
-        codes = torch.as_tensor(u)
-        if codes.ndim != 2 or codes.shape[1] != len(self.components_):
-            raise ValueError(
-                f"codes have shape {tuple(codes.shape)}, expected (n, {len(self.components_)})"
-            )
+        codes = check_codes(self, u)
         weights = (self.components_, self.intercept_)
         dictionary, intercept = (w.to(codes.device, codes.dtype) for w in weights)
         return like(codes @ dictionary + intercept, u)
