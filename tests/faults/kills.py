@@ -9,10 +9,12 @@ import random
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -29,6 +31,7 @@ WRITERS = (
     "store.py",
 )
 NOBODY = 65534
+PAGE, LARGE = 4096, 4096
 
 # What a user runs; for fits, reading is running to the end.
 RUNS = (
@@ -116,7 +119,7 @@ def inject(run: Artefact, folder: Path, outcomes: Outcomes, n: int, seed: int) -
         else:
             place.mkdir()
 
-    def after(kind: str) -> None:
+    def after(kind: str, place: Path = place) -> None:
         outcomes.read(kind, run, place, right)
         outcomes.next_run(kind, run, place, right, lambda: None)
         if run.name == "store" and contents(place) != content:
@@ -152,7 +155,32 @@ def inject(run: Artefact, folder: Path, outcomes: Outcomes, n: int, seed: int) -
         refused("disk full at the flush", run, place, lambda s=stop: no_flush(run, place, s),
                 outcomes)  # fmt: skip
         after("disk full at the flush")
+    disk = folder / "disk"
+    disk.mkdir()
+    pages = sum(-(-len(data) // PAGE) for data in content.values())
+    for _ in range(n // 4 if mounted(disk, pages) else 0):
+        mounted(disk, chance.randrange(1, pages + 2))
+        action = partial(run.write, disk / "place")
+        refused("disk of a few pages", run, disk / "place", action, outcomes)
+        mounted(disk, LARGE, "remount,")  # somebody makes room
+        (disk / "place").mkdir(exist_ok=True)
+        after("disk of a few pages", disk / "place")
+    unmount(disk)
     read_only(run, whole, outcomes, right)
+
+
+def mounted(disk: Path, pages: int, how: str = "") -> bool:
+    """Mount a file system in memory of so many pages, a fresh one unless it is mounted anew."""
+    if not how:
+        unmount(disk)
+    size = f"{how}size={pages * PAGE}"
+    command = ["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(disk)]
+    return os.getuid() == 0 and subprocess.run(command, capture_output=True).returncode == 0
+
+
+def unmount(disk: Path) -> None:
+    if disk.is_mount():
+        subprocess.run(["umount", disk], check=True)
 
 
 def refused(
