@@ -1,6 +1,6 @@
 """Eight processes that build the same store at once, while two read it, many times over.
 
-In some rounds one of them is killed. After each there must be one sealed store, equal
+In some rounds the first is killed. After each there must be one sealed store, equal
 to the last bit to one built alone; without a kill each picture must have been computed once by one
 process; a reader must have seen a whole store or none.
 
@@ -97,11 +97,12 @@ def main() -> int:
         right = files(Path(name, "alone"))
         for i in range(options.rounds):
             folder = Path(name, str(i))
-            builders = [forked(build, folder) for _ in range(BUILDERS)]
-            readers = [forked(read, folder) for _ in range(READERS)]
+            builders = [forked(build, folder)]
             if i % KILLED_EVERY == 0:
                 time.sleep(chance.uniform(0, 0.05))
                 os.kill(builders[0], signal.SIGKILL)
+            builders += [forked(build, folder) for _ in range(BUILDERS - 1)]
+            readers = [forked(read, folder) for _ in range(READERS)]
             ends = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in builders]
             seen = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in readers]
             killed = ends.count(-signal.SIGKILL)
