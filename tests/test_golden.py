@@ -31,7 +31,7 @@ def numbers(folder):
     cbm = PosthocCBM.load(folder / "bottleneck")
     rows = artefacts.rows()
     return {
-        "store": store[1:3].flatten().tolist()[::7] + [float(store[:].sum())],
+        "store": [*store[1:3].flatten().tolist()[::7], float(store[:].sum())],
         "importance": explanation.importance.values.tolist(),
         "components": explanation.components.flatten().tolist(),
         "maps": [float(explanation.concept_maps.sum()), float(explanation.pictures.float().mean())],
