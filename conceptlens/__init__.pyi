@@ -1,6 +1,8 @@
 from . import bottleneck, datasets, distributed, editing, metrics, naming
 from ._version import __version__
 from .backbone import Backbone, NotCuttableError
+from .class_index import ClassIndex
+from .classes import explain_classes
 from .clusters import ClusterGraph, cluster_graph
 from .comparison import Comparison, compare
 from .craft import CRAFT
@@ -28,6 +30,7 @@ __all__ = [
     "ActivationStore",
     "Backbone",
     "CAVs",
+    "ClassIndex",
     "ClusterGraph",
     "Comparison",
     "Concept",
@@ -56,6 +59,7 @@ __all__ = [
     "decompose",
     "distributed",
     "editing",
+    "explain_classes",
     "fit_cavs",
     "loss_recovered",
     "metrics",

@@ -225,7 +225,7 @@ def _settings(job: _Job) -> dict[str, Any]:
 
 
 def _explain_all(job: _Job, pictures: Pictures, classes: list[_Class], jobs: int) -> None:
-    from joblib import Parallel, delayed  # type: ignore[import-untyped]
+    from joblib import Parallel, delayed
 
     tasks = (delayed(_explain)(job, c, _some(pictures, c.places)) for c in classes)
     done = Parallel(n_jobs=jobs, return_as="generator_unordered")(tasks)

@@ -9,13 +9,13 @@ import conceptlens as cl
 
 ROOT = Path(__file__).parent.parent
 PUBLIC = {
-    "ActivationStore", "Backbone", "CAVs", "CRAFT", "ClusterGraph", "Comparison", "Concept",
-    "ConceptModel", "ConvexNMF", "Crop", "DictionaryModel", "Explanation", "Importance", "NMF",
-    "NotCuttableError", "Pictures", "SemiNMF", "SparseAutoencoder", "StoreError", "TCAV",
-    "UnreadableImageError", "Waterfall", "__version__", "attribute", "bottleneck",
-    "cluster_graph", "coam", "compare", "concept_maps", "contrastive_maps", "datasets",
-    "decompose", "distributed", "editing", "fit_cavs", "loss_recovered", "metrics", "naming",
-    "sobol", "tcav", "waterfall",
+    "ActivationStore", "Backbone", "CAVs", "CRAFT", "ClassIndex", "ClusterGraph", "Comparison",
+    "Concept", "ConceptModel", "ConvexNMF", "Crop", "DictionaryModel", "Explanation", "Importance",
+    "NMF", "NotCuttableError", "Pictures", "SemiNMF", "SparseAutoencoder", "StoreError", "TCAV",
+    "UnreadableImageError", "Waterfall", "__version__", "attribute", "bottleneck", "cluster_graph",
+    "coam", "compare", "concept_maps", "contrastive_maps", "datasets", "decompose", "distributed",
+    "editing", "explain_classes", "fit_cavs", "loss_recovered", "metrics", "naming", "sobol",
+    "tcav", "waterfall",
 }  # fmt: skip
 
 
