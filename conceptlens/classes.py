@@ -112,7 +112,8 @@ def explain_classes(
     if wanted == []:
         raise ValueError("targets is empty: name classes, or leave it out to explain all")
     pictures = Pictures.of(images, bb.transform)
-    job = _Job(craft, _fill(craft, pictures, folder / "store"), folder, predicted_only)
+    root = folder.absolute()  # workers that are used again may be in another folder
+    job = _Job(craft, _fill(craft, pictures, root / "store"), root, predicted_only)
     classes, without = _classes(job, pictures, wanted)
     mine = classes[distributed.rank() :: distributed.world_size()]
     todo = [c for c in mine if not is_done(folder / c.folder, c.digest)]
@@ -241,13 +242,19 @@ def _some(pictures: Pictures, places: list[int]) -> Pictures:
     if isinstance(source, Tensor):
         source = source[places]
     elif isinstance(source, Sequence):
-        items = (source[i] for i in places)
-        source = [item.clone() if isinstance(item, Tensor) else item for item in items]
+        source = [_own(source[i]) for i in places]
     else:
         source = Subset(source, places)
     some = Pictures(source, pictures.transform)
     some.names = [pictures.names[i] for i in places]
     return some
+
+
+def _own(item: Any) -> Any:
+    """A picture, or where it lies, as another process understands it, maybe in another folder."""
+    if isinstance(item, (str, Path)):
+        return Path(item).absolute()
+    return item.clone() if isinstance(item, Tensor) else item
 
 
 def _explain(job: _Job, c: _Class, pictures: Pictures) -> None:

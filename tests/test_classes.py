@@ -139,6 +139,18 @@ def test_several_processes_give_what_one_does(craft, pictures, tmp_path):
         assert shared[name].metrics == pytest.approx(expected.metrics, rel=1e-4)
 
 
+def test_workers_that_are_used_again_follow_into_another_folder(
+    craft, pictures, tmp_path, monkeypatch
+):
+    for name in ("here", "there"):
+        (tmp_path / name / "photos").mkdir(parents=True)
+        monkeypatch.chdir(tmp_path / name)
+        for i, picture in enumerate(pictures):
+            pixels = (picture * 255).byte().movedim(0, 2).numpy()
+            Image.fromarray(pixels).save(f"photos/{i}.png")
+        assert len(explain_classes(craft, "photos", "out", jobs=2)) == 2
+
+
 def test_a_second_run_does_nothing(craft, pictures, tmp_path, passes, explained):
     first = explain_classes(craft, pictures, tmp_path)
     assert passes

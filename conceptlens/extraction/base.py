@@ -106,7 +106,7 @@ def check_rows(a: Any, name: str = "a") -> Tensor:
 
     What is no tensor must be what scikit-learn takes: an array, a data frame, lists.
     """
-    if a is None or isinstance(a, (str, dict)):
+    if a is None or type(a) in (str, dict):  # scipy has dicts that are sparse arrays
         raise TypeError(f"{name} must be rows (n, C), got {type(a).__name__}")
     if not isinstance(a, Tensor):
         a = check_array(a, dtype=(np.float64, np.float32), input_name=name)
