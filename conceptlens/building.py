@@ -73,7 +73,7 @@ def fill(
     with (
         closing(ahead(pictures.read(list(chain(*batches))))) as reading,
         ThreadPoolExecutor(1) as behind,
-        bar("activations", n, "pictures", hidden=distributed.rank() > 0) as progress,
+        bar("activations", n, "pictures") as progress,
     ):
         for (some, lacking), parts in zip(todo, batches, strict=True):
             for indices, x, errors in islice(reading, len(parts)):
@@ -108,14 +108,8 @@ def _share(
         for some, row in zip(ranges, distributed.all_reduce_(lacks).tolist(), strict=True)
         if any(row)
     ]
-    mine = my_part(len(missing))
+    mine = distributed.my_part(len(missing))
     return missing[mine.start : mine.stop]
-
-
-def my_part(n: int) -> range:
-    """Of n things, of which there may be few, the consecutive ones of this process."""
-    rank, world = distributed.rank(), distributed.world_size()
-    return range(n * rank // world, n * (rank + 1) // world)
 
 
 def _add(

@@ -15,13 +15,14 @@ from torch.utils.data import Subset
 from . import distributed
 from ._version import __version__
 from .backbone import Backbone
+from .checks import check_whole
 from .class_index import CARD_FILE, REPORT_FILE, Card, ClassIndex, class_folder, is_done
 from .class_pictures import ClassPictures, class_name
 from .craft import CRAFT
 from .images import Pictures, transform_fingerprint
 from .progress import bar
 from .sealing import digest
-from .store import ActivationStore, build_stores
+from .store import ActivationStore, build_stores, shared_fingerprints
 
 # How many pictures' logits are read at a time: few megabytes for a thousand classes.
 LOGITS_AT_ONCE = 4096
@@ -103,8 +104,7 @@ def explain_classes(
         For unknown classes, pictures that cannot be read, activations that are not finite, and
         when no class could be explained.
     """
-    if jobs < 1:
-        raise ValueError(f"jobs must be at least 1, got {jobs}")
+    check_whole(jobs, "jobs")
     folder, bb = Path(folder), craft.backbone
     if isinstance(targets, (int, str)):
         targets = [targets]
@@ -113,12 +113,12 @@ def explain_classes(
         raise ValueError("targets is empty: name classes, or leave it out to explain all")
     pictures = Pictures.of(images, bb.transform)
     root = folder.absolute()  # workers that are used again may be in another folder
-    job = _Job(craft, _fill(craft, pictures, root / "store"), root, predicted_only)
-    classes, without = _classes(job, pictures, wanted)
+    sums = shared_fingerprints(pictures)
+    job = _Job(craft, _fill(craft, pictures, sums, root / "store"), root, predicted_only)
+    classes, without = _classes(job, pictures, sums, wanted)
     mine = classes[distributed.rank() :: distributed.world_size()]
     todo = [c for c in mine if not is_done(folder / c.folder, c.digest)]
-    with distributed.alone():  # a class is one process's: its dictionary is not shared
-        _explain_all(job, pictures, todo, jobs)
+    _explain_all(job, pictures, todo, jobs)
     distributed.barrier()
     if distributed.rank() == 0:
         about = {
@@ -136,7 +136,7 @@ def explain_classes(
     return index
 
 
-def _fill(craft: CRAFT, pictures: Pictures, folder: Path) -> Stores:
+def _fill(craft: CRAFT, pictures: Pictures, sums: Sequence[str], folder: Path) -> Stores:
     """Bring the stores up to date, by one pass over the pictures that are new.
 
     Each network and way to cut crops has stores of its own.
@@ -160,14 +160,16 @@ def _fill(craft: CRAFT, pictures: Pictures, folder: Path) -> Stores:
     made_of = digest(key)
     folders = {name: folder / made_of[:12] / name for name in names}
     made_by = dict.fromkeys(names, made_of)
-    stores = build_stores(folders, made_by, compute, pictures, craft.batch_size, update=True)
+    stores = build_stores(
+        folders, made_by, compute, pictures, craft.batch_size, update=True, contents=sums
+    )
     if any(store.names != stores["logits"].names for store in stores.values()):
         raise ValueError(f"the stores below {folder} hold different pictures: delete the folder")
     return stores
 
 
 def _classes(
-    job: _Job, pictures: Pictures, wanted: list[int] | None
+    job: _Job, pictures: Pictures, sums: Sequence[str], wanted: list[int] | None
 ) -> tuple[list[_Class], list[str]]:
     """The classes to explain, and the names of those without pictures."""
     bb, store = job.craft.backbone, job.stores["logits"]
@@ -182,7 +184,6 @@ def _classes(
         wanted = list(range(n_classes)) if job.predicted_only else predicted.unique().tolist()
     elif max(wanted) >= n_classes:
         raise ValueError(f"class {max(wanted)} does not exist: the model has {n_classes} classes")
-    sums = pictures.fingerprints()
     places = _places(store.names, pictures.names)
     common = _settings(job)
     every = list(range(len(store)))
@@ -229,10 +230,11 @@ def _explain_all(job: _Job, pictures: Pictures, classes: list[_Class], jobs: int
     from joblib import Parallel, delayed
 
     tasks = (delayed(_explain)(job, c, _some(pictures, c.places)) for c in classes)
-    done = Parallel(n_jobs=jobs, return_as="generator_unordered")(tasks)
-    hidden = distributed.rank() > 0
-    with bar("conceptlens", len(classes), "classes", hidden=hidden) as progress:
-        for _ in done:
+    with (
+        bar("conceptlens", len(classes), "classes") as progress,
+        distributed.alone(),  # a class is one process's: its dictionary is not shared
+    ):
+        for _ in Parallel(n_jobs=jobs, return_as="generator_unordered")(tasks):
             progress.update(1)
 
 

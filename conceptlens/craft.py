@@ -223,14 +223,12 @@ class CRAFT:
 
     def _pooled(self, x: Tensor, boxes: Tensor) -> Tensor:
         """The activations ``(B, m, C)`` of crops resized to the pictures' size, averaged."""
-        size = (x.shape[-2], x.shape[-1])
-        rows = in_batches(
-            lambda p: self.backbone.activations(resize(p, size))[:, self.backbone.n_prefix :].mean(
-                1
-            ),
-            cut(x, boxes).flatten(0, 1),
-            self.batch_size,
-        )
+        bb, size = self.backbone, (x.shape[-2], x.shape[-1])
+
+        def pooled(patches: Tensor) -> Tensor:
+            return bb.activations(resize(patches, size))[:, bb.n_prefix :].mean(1)
+
+        rows = in_batches(pooled, cut(x, boxes).flatten(0, 1), self.batch_size)
         return rows.unflatten(0, (len(x), len(boxes)))
 
     def _boxes(self, x: Tensor) -> Tensor:

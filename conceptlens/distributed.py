@@ -116,8 +116,16 @@ def barrier() -> None:
     all_reduce_(torch.zeros(1))
 
 
-def my_range(n: int) -> range:
+def my_part(n: int) -> range:
     """Return the part of `n` things that is this process's: consecutive, even to within one.
+
+    It is empty where there are too few for all.
+    """
+    return range(n * rank() // world_size(), n * (rank() + 1) // world_size())
+
+
+def my_range(n: int) -> range:
+    """Return what `my_part` does, of things of which each process must have one.
 
     Raises
     ------
@@ -126,7 +134,7 @@ def my_range(n: int) -> range:
     """
     if n < world_size():
         raise ValueError(f"{n} rows or pictures cannot be shared by {world_size()} processes")
-    return range(n * rank() // world_size(), n * (rank() + 1) // world_size())
+    return my_part(n)
 
 
 def share_of(data: Any) -> Any:

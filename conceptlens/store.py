@@ -14,7 +14,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from . import distributed
-from .building import Compute, StoreWriter, fill, my_part
+from .building import Compute, StoreWriter, fill
 from .checks import check_backbone, check_names, check_seed, check_whole
 from .images import Pictures, transform_fingerprint
 from .manifest import (
@@ -261,6 +261,7 @@ def build_stores(
     num_workers: int | None = None,
     shard_bytes: int = SHARD_BYTES,
     update: bool = False,
+    contents: Sequence[str] | None = None,
 ) -> dict[str, ActivationStore]:
     """Build stores of whatever is computed from pictures, in one pass over them.
 
@@ -278,6 +279,9 @@ def build_stores(
         Bring stores of other pictures up to date, in which only the shards are computed whose
         pictures changed. Until the new manifest is written the old one holds.
 
+    contents : sequence of str, optional
+        What `shared_fingerprints` returned for the pictures, where it was called already.
+
     Returns
     -------
     dict of str to ActivationStore
@@ -290,7 +294,8 @@ def build_stores(
     if num_workers is not None:
         check_whole(num_workers, "num_workers", 0)
         pictures.num_workers = num_workers
-    contents = _shared_fingerprints(pictures)
+    if contents is None:
+        contents = shared_fingerprints(pictures)
     common = {
         "transform": transform_fingerprint(pictures.transform),
         "pictures": digest(contents),
@@ -309,9 +314,9 @@ def build_stores(
     return {name: ActivationStore(folder) for name, folder in folders.items()}
 
 
-def _shared_fingerprints(pictures: Pictures) -> list[str]:
+def shared_fingerprints(pictures: Pictures) -> list[str]:
     """The pictures' fingerprints, of which each process computes a part."""
-    mine = my_part(len(pictures))
+    mine = distributed.my_part(len(pictures))
     sums = bytearray.fromhex("".join(pictures.fingerprints(mine)))
     found = torch.zeros(len(pictures), 32, dtype=torch.uint8)
     if mine:

@@ -365,6 +365,18 @@ def counted(model):
     return seen
 
 
+def interrupted(model, n):
+    """The model, stopped by Ctrl-C as it is given the n-th batch of eight."""
+    batches = counted(model)
+
+    def fail(*_):
+        if batches.count(8) == n:
+            raise KeyboardInterrupt
+
+    model.register_forward_pre_hook(fail)
+    return model
+
+
 def test_layers_from_one_pass_are_the_stores_built_one_by_one(tmp_path):
     model = deep_network()
     batches = counted(model)
@@ -381,14 +393,7 @@ def test_layers_from_one_pass_are_the_stores_built_one_by_one(tmp_path):
 
 def test_layers_are_resumed_and_only_what_is_missing_is_computed(tmp_path):
     build_layers(tmp_path / "whole", deep_network())
-    broken = deep_network()
-    batches = counted(broken)
-
-    def fail(*_):
-        if batches.count(8) == 5:
-            raise KeyboardInterrupt
-
-    broken.register_forward_pre_hook(fail)
+    broken = interrupted(deep_network(), 5)
     with pytest.raises(KeyboardInterrupt):
         build_layers(tmp_path / "a", broken)
     assert not list(tmp_path.glob("a/*/manifest.json"))
@@ -441,16 +446,8 @@ def test_an_update_computes_the_shards_whose_pictures_changed(tmp_path):
 def test_an_interrupted_update_leaves_the_old_store_and_is_resumed(tmp_path):
     old, new = pictures(), pictures() + 0.01
     rows = refill(tmp_path, old)[:]
-    model = network()
-    batches = counted(model)
-
-    def fail(*_):
-        if batches.count(8) == 4:
-            raise KeyboardInterrupt
-
-    model.register_forward_pre_hook(fail)
     with pytest.raises(KeyboardInterrupt):
-        refill(tmp_path, new, model)
+        refill(tmp_path, new, interrupted(network(), 4))
     assert torch.equal(ActivationStore.open(tmp_path)[:], rows)
     model = network()
     batches = counted(model)
