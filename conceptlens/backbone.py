@@ -222,6 +222,7 @@ class Backbone:
         layer: str | None = None,
         class_names: Sequence[str] | None = None,
         device: torch.device | str | None = None,
+        autocast: torch.dtype | None = None,
     ) -> Backbone:
         """Return a backbone of the same model with other settings; None keeps the present one."""
         return Backbone(
@@ -231,7 +232,7 @@ class Backbone:
             self.class_names if class_names is None else class_names,
             device,
             output=self.output,
-            autocast=self.autocast,
+            autocast=self.autocast if autocast is None else autocast,
         )
 
     def class_index(self, target: int | str) -> int:

@@ -31,6 +31,7 @@ def load_backbone(
     *,
     classes: Sequence[str] | None = None,
     device: str | None = None,
+    autocast: torch.dtype | None = None,
 ) -> Backbone:
     """Make the backbone that `model` describes.
 
@@ -44,12 +45,16 @@ def load_backbone(
         Names of the classes, where the model brings none.
     device : str, optional
         Where to move the model.
+    autocast : torch.dtype, optional
+        What to compute in.
 
     Raises
     ------
     ValueError
-        If the description has no such form, or the file gives no model.
+        If the description has no such form, the file gives no model, or there is no such device.
     """
+    if device is not None:
+        _check_device(device)
     kind, _, name = model.partition(":")
     if kind == "torchvision":
         bb = Backbone.from_torchvision(name)
@@ -66,7 +71,17 @@ def load_backbone(
         bb = demo_backbone()
     else:
         bb = _from_file(model)
-    return bb.replace(layer=layer, class_names=classes, device=device)
+    return bb.replace(layer=layer, class_names=classes, device=device, autocast=autocast)
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch raises either, of many lines
+        why = str(error).partition("\n")[0]
+        raise ValueError(
+            f"device {device!r} cannot be used here ({why}): name another, such as 'cpu'"
+        ) from error
 
 
 def _from_file(model: str) -> Backbone:

@@ -89,6 +89,18 @@ def test_cache_writes_a_store_and_a_second_run_finds_it(files, capsys):
     assert ActivationStore.open(files / "store").shape == (12, 64, 12)
 
 
+def test_autocast_computes_in_that_type_and_is_another_store(files, capsys):
+    command = "cache {d}/net.py:with_names {d}/photos --layer 1 --out {d}/"
+    assert run(files, command + "exact", capsys)[0] == 0
+    assert run(files, command + "rounded --autocast bfloat16", capsys)[0] == 0
+    exact, rounded = (ActivationStore.open(files / name)[:] for name in ("exact", "rounded"))
+    assert torch.equal(rounded, rounded.bfloat16().float())
+    assert not torch.equal(exact, rounded)
+    torch.testing.assert_close(rounded, exact, rtol=0.03, atol=0.03)
+    status, _, err = run(files, command + "exact --autocast bfloat16", capsys)
+    assert (status, "activations of other content" in err) == (2, True), err
+
+
 @pytest.mark.parametrize(
     ("words", "extractor"),
     [
@@ -194,6 +206,8 @@ def test_model_files(files, capsys, file, layer):
         ("explain {d}/other.py:net {d}/photos --out {d}/o", "there is no file"),
         ("explain torchvision:resnet51 {d}/photos --out {d}/o", "'resnet50'"),
         ("layers open_clip:ViT-B-32/openai", "--classes"),
+        ("layers {d}/net.py:with_names --device cdua", "device 'cdua' cannot be used here"),
+        ("layers {d}/net.py:with_names --device cuda:99", "device 'cuda:99' cannot be used here"),
     ],
 )
 def test_bad_input_is_one_clear_line_and_status_2(files, capsys, command, words):
