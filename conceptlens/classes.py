@@ -90,7 +90,10 @@ def explain_classes(
         Explain a class on the pictures that the network gives to it, otherwise on all.
     jobs : int
         Processes that explain classes at a time; the threads of torch are divided among them.
-        Each holds the network and one class's pictures.
+        Each holds the network and one class's pictures, of each 4 bytes for every number: 3·H·W
+        pixels twice, P·C activations, m·C of its m crops, and P·k codes. While stores are filled
+        memory holds two files of each; it does not grow with the number of pictures
+        (``benchmarks/growth.py``).
 
     Returns
     -------

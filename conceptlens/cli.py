@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         commands, "demo", _demo, "explain a real network on real photographs, without downloads",
         "conceptlens demo --out demo --photo coffee",
     )  # fmt: skip
-    demo.add_argument("--photo", choices=("chelsea", "coffee"), default="chelsea")
+    demo.add_argument("--photo", choices=("chelsea", "coffee"), default="chelsea", help="(chelsea)")
     demo.add_argument("--out", type=Path, default=Path("conceptlens-demo"), help="folder to write")
 
     explain = _command(
@@ -102,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument(
         "--extractor", choices=EXTRACTORS, default="nmf", help="semi-nmf for signed layers (nmf)"
     )
-    explain.add_argument("--seed", type=int, default=0)
+    explain.add_argument("--seed", type=int, default=0, help="fixes what is drawn at random (0)")
 
     cache = _command(
         commands, "cache", _cache, "compute a layer's activations once and keep them on disk",
@@ -112,13 +112,18 @@ def _parser() -> argparse.ArgumentParser:
     _model_options(cache)
     cache.add_argument("images", metavar="IMAGES", help="folder of pictures, searched below")
     cache.add_argument("--out", type=Path, required=True, help="folder of the store")
-    cache.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
+    cache.add_argument(
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        default="float32",
+        help="what numbers are kept in; the shorter ones take half the disk (float32)",
+    )
     cache.add_argument("--workers", type=int, default=0, help="processes that read pictures (0)")
     cache.add_argument(
         "--shard-mib",
         type=float,
         default=64,
-        help="size of a file; torchrun's processes share files",
+        help="size of a file; torchrun's processes share files (64)",
     )
 
     fit = _command(
@@ -129,9 +134,9 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     fit.add_argument("store", metavar="STORE", help="what cache wrote")
     fit.add_argument("--out", type=Path, required=True, help="folder of the dictionary")
-    fit.add_argument("--extractor", choices=EXTRACTORS, default="nmf", help="(nmf)")
+    fit.add_argument("--extractor", choices=EXTRACTORS, default="nmf", help="method (nmf)")
     fit.add_argument("--components", type=int, default=10, help="number of concepts (10)")
-    fit.add_argument("--seed", type=int, default=0)
+    fit.add_argument("--seed", type=int, default=0, help="fixes what is drawn at random (0)")
     fit.add_argument(
         "--set", nargs="+", default=[], metavar="NAME=VALUE", help="further options of its class"
     )

@@ -115,6 +115,10 @@ class CRAFT:
     ) -> Explanation:
         """Explain the class `target` on those of `images` that the model gives to it.
 
+        Memory holds the pictures that are explained, 4 bytes a number: 3·H·W pixels twice, P·C
+        activations, m·C of m crops, and P·k codes. Pictures of other classes are dropped batch by
+        batch if a `target` is given; otherwise all are held until the class is known.
+
         Parameters
         ----------
         images : folder, list, Dataset, DataLoader or Tensor
