@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .allocation import keep_freed_memory
 from .checks import check_finite, check_names, check_tensor
 from .cutting import (
     MECHANISMS,
@@ -78,6 +79,11 @@ class Backbone:
     the constructors make, is given pictures likewise. Gradients flow where the input requires
     them, otherwise none are recorded.
 
+    On a CPU with glibc, the process keeps up to 2 GiB of freed memory from then on, since fetching
+    it from the system for each batch took more time than small networks themselves
+    (``benchmarks/extraction.py``). If ``MALLOC_TRIM_THRESHOLD_``, ``MALLOC_MMAP_THRESHOLD_`` or
+    ``GLIBC_TUNABLES`` is set, that holds instead.
+
     Examples
     --------
     >>> from torch import nn
@@ -112,6 +118,8 @@ class Backbone:
         if transform is not None and not callable(transform):
             raise TypeError(f"transform must be a function of a picture, got {transform!r}")
         self.model = model if device is None else model.to(device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.transform = transform
         self.class_names = None if class_names is None else check_names(class_names, "class_names")
         self.output = output
