@@ -15,6 +15,7 @@ from torch import Tensor
 
 from . import distributed
 from .batching import ahead, in_batches
+from .checks import all_finite
 from .files import write_atomically
 from .images import Pictures, cut_into_batches, warn_of_left_out
 from .manifest import (
@@ -187,9 +188,9 @@ class StoreWriter:
     def add(self, pictures: list[int], a: Tensor) -> None:
         """Take the rows ``(b, P, C)`` of the next pictures of the shard."""
         a = a.to(self.dtype).cpu()
-        finite = torch.isfinite(a).flatten(1).all(1)
-        if not finite.all():
-            name = self.pictures[pictures[int((~finite).int().argmax())]]
+        if not all_finite(a):
+            bad = ~a.isfinite().flatten(1).all(1)
+            name = self.pictures[pictures[int(bad.int().argmax())]]
             raise ValueError(
                 f"the activations of layer {self.name!r} for {name} are NaN or "
                 f"infinite in {self.dtype}; nothing was sealed"

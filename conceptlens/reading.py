@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import closing
-from itertools import pairwise
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from itertools import islice, pairwise
 from pathlib import Path
 
 import torch
@@ -12,11 +13,12 @@ from torch import Tensor
 
 from .batching import ahead
 from .manifest import Shard, StoreError
-from .sealing import read_rows
+from .sealing import announce_rows, read_rows
 
-# Of shuffled vectors: in how many pieces a shard is read, and how many shards' worth is mixed.
-PIECES = 8
-MIXED_SHARDS = 4
+# In how many pieces a shard is streamed, of which the system is told a shard's worth ahead: that
+# doubles what a disk gives. Of shuffled vectors, how many shards' worth is mixed.
+PIECES = 4
+MIXED_SHARDS = 8
 
 Piece = tuple[int, int, int]  # shard, first row, last row + 1
 
@@ -55,15 +57,15 @@ class ShardReader:
         self, start: int, stop: int, batch_size: int, generator: torch.Generator | None
     ) -> Iterator[Tensor]:
         """Batches ``(batch_size, C)`` of their vectors, mixed if there is a `generator`."""
-        pieces, group = self._pieces(start, stop), 1
+        pieces = [part for piece in self._pieces(start, stop) for part in _parts(piece)]
+        group = PIECES
         if generator is not None:
-            pieces, group = [part for p in pieces for part in _parts(p)], MIXED_SHARDS * PIECES
+            group *= MIXED_SHARDS
             if len(pieces) > group:  # else all are mixed
                 places = torch.randperm(len(pieces), generator=generator)
                 pieces = [pieces[i] for i in places.tolist()]
-        groups = [pieces[i : i + group] for i in range(0, len(pieces), group)]
         batch = torch.empty(0, self.row_shape[1], dtype=self.dtype)
-        with closing(ahead(self._pools(groups))) as pools:
+        with closing(ahead(self._pools(pieces, group))) as pools:
             for pool in pools:
                 order = torch.arange(len(pool))
                 if generator is not None:
@@ -78,13 +80,15 @@ class ShardReader:
         if len(batch):
             yield batch
 
-    def _pools(self, groups: Sequence[Sequence[Piece]]) -> Iterator[Tensor]:
-        """The vectors ``(m, C)`` of each group of pieces, in two blocks of memory by turns."""
+    def _pools(self, pieces: Sequence[Piece], group: int) -> Iterator[Tensor]:
+        """The vectors ``(m, C)`` of groups of pieces, in two blocks of memory by turns."""
+        groups = [pieces[i : i + group] for i in range(0, len(pieces), group)]
         most = max(map(_length, groups), default=0)
         memory = [torch.empty(most, *self.row_shape, dtype=self.dtype) for _ in groups[:2]]
-        for i, group in enumerate(groups):
-            rows = memory[i % 2][: _length(group)]
-            self._read(group, rows)
+        announced = self._announced(pieces)
+        for i, some in enumerate(groups):
+            rows = memory[i % 2][: _length(some)]
+            self._read(islice(announced, len(some)), rows)
             yield rows.flatten(0, 1)
 
     def _pieces(self, start: int, stop: int) -> list[Piece]:
@@ -95,14 +99,26 @@ class ShardReader:
             if max(start, low) < min(stop, high)
         ]
 
-    def _read(self, pieces: Sequence[Piece], rows: Tensor) -> None:
+    def _read(self, pieces: Iterable[Piece], rows: Tensor) -> None:
         """Fill `rows` with those of the pieces."""
-        parts = rows.split([stop - start for _, start, stop in pieces])
-        for (i, start, _), part in zip(pieces, parts, strict=True):
-            try:
+        for i, start, stop in pieces:
+            part, rows = rows[: stop - start], rows[stop - start :]
+            with _as_store_error():
                 read_rows(self.folder / self.shards[i].name, "activations", start, part)
-            except ValueError as error:
-                raise StoreError(str(error)) from error
+
+    def _announced(self, pieces: Sequence[Piece]) -> Iterator[Piece]:
+        """The pieces, some of which are announced to the system before they are read."""
+        row_size = torch.Size(self.row_shape).numel() * self.dtype.itemsize
+        ahead = deque[Piece]()
+        for piece in pieces:
+            i, start, stop = piece
+            with _as_store_error():
+                path = self.folder / self.shards[i].name
+                announce_rows(path, "activations", start, stop - start, row_size)
+            ahead.append(piece)
+            if len(ahead) > PIECES:
+                yield ahead.popleft()
+        yield from ahead
 
 
 def _parts(piece: Piece) -> list[Piece]:
@@ -110,6 +126,14 @@ def _parts(piece: Piece) -> list[Piece]:
     shard, start, stop = piece
     size = -(-(stop - start) // PIECES)
     return [(shard, low, min(low + size, stop)) for low in range(start, stop, size)]
+
+
+@contextmanager
+def _as_store_error() -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise StoreError(str(error)) from error
 
 
 def _length(pieces: Sequence[Piece]) -> int:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -120,19 +124,34 @@ def read_rows(path: Path, name: str, start: int, rows: Tensor) -> None:
         If the file cannot be read or holds no such rows.
     """
     content = memoryview(rows.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+    row_size = len(content) // max(1, len(rows))
+    with _part_of(path, name, start * row_size, len(content)) as (file, place):
+        file.seek(place)
+        while len(content):
+            n = file.readinto(content)
+            if not n:
+                raise ValueError("it ends early")
+            content = content[n:]
+
+
+def announce_rows(path: Path, name: str, start: int, n: int, row_size: int) -> None:
+    """Tell the system that n rows of so many bytes will be read soon, where it can be told."""
+    if hasattr(os, "posix_fadvise"):
+        size = n * row_size
+        with _part_of(path, name, start * row_size, size) as (file, place):
+            os.posix_fadvise(file.fileno(), place, size, os.POSIX_FADV_WILLNEED)
+
+
+@contextmanager
+def _part_of(path: Path, name: str, start: int, size: int) -> Iterator[tuple[FileIO, int]]:
+    """The open file, and where in it so many bytes of a packed tensor lie, from `start` on."""
     try:
         with path.open("rb", buffering=0) as file:
             header = file.read(min(int.from_bytes(file.read(8), "little"), MAX_HEADER))
             low, high = json.loads(header)[name]["data_offsets"]
-            low += start * rows[0].nbytes if len(rows) else 0
-            if low + rows.nbytes > high:
-                raise ValueError(f"{name} ends before row {start + len(rows)}")
-            file.seek(8 + len(header) + low)
-            while len(content):
-                n = file.readinto(content)
-                if not n:
-                    raise ValueError("it ends early")
-                content = content[n:]
+            if low + start + size > high:
+                raise ValueError(f"{name} ends before byte {start + size}")
+            yield file, 8 + len(header) + low + start
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["ActivationStore", "StoreError"]
 
 # Large enough for sequential reads, small enough that a kill costs little.
-SHARD_BYTES = 64 * 2**20
+SHARD_BYTES = 16 * 2**20
 
 
 class ActivationStore:
