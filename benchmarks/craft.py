@@ -3,7 +3,8 @@
 Both explain the same 24 pictures with EfficientNet-Lite0, ten concepts and N = 32 design points,
 32 crops a batch. Pictures are 217 pixels wide, so that both cut the same 16 crops of 64 pixels: of
 224 Craft-xai would leave out the right and lower borders. It is given the network as its package
-loads it, and in a second run with the weights in channels_last order, as `demo_backbone` does.
+loads it, and in a second run what a `Backbone` brings: the weights in channels_last order, as
+`demo_backbone` lays them, and an allocator that keeps freed memory.
 `CRAFT.explain` also measures its explanation and finds each picture's parts. Every run is a process
 of its own, and the ways take turns; times are medians, from pictures in memory to the result, with
 the network loaded; peaks of memory are of the whole process.
@@ -34,7 +35,7 @@ from conceptlens.images import Pictures
 
 K, N, BATCH, PATCH, SIDE = 10, 32, 32, 64, 217
 LAYER = "_swish"
-PEER, PEER_LAST = "Craft-xai", "Craft-xai, channels_last"
+PEER, PEER_HELPED = "Craft-xai", "Craft-xai, helped"
 OURS = {"conceptlens, resized": "resized", "conceptlens, positions": "positions"}
 
 
@@ -91,7 +92,7 @@ def work(way: str) -> None:
     if way in OURS:
         ours(x, target, OURS[way])
     else:
-        peer(x, target, channels_last=way == PEER_LAST)
+        peer(x, target, channels_last=way == PEER_HELPED)
 
 
 def run(way: str) -> tuple[float, float, int]:
@@ -100,7 +101,7 @@ def run(way: str) -> tuple[float, float, int]:
     root = str(Path(__file__).parent.parent)
     done = subprocess.run(
         [python, __file__, "--work", way], check=True, stdout=subprocess.PIPE, text=True,
-        env=os.environ | {"PYTHONPATH": root},
+        env=os.environ | {"PYTHONPATH": root} | ({"GLIBC_TUNABLES": ""} if way == PEER else {}),
     )  # fmt: skip
     return tuple(json.loads(done.stdout.splitlines()[-1]))
 
@@ -113,7 +114,7 @@ def main() -> None:
     if options.work:
         work(options.work)
         return
-    ways = (PEER, PEER_LAST, *OURS)
+    ways = (PEER, PEER_HELPED, *OURS)
     runs = {way: [] for way in ways}
     for _ in range(options.rounds):
         for way in ways:

@@ -3,16 +3,21 @@
 In memory, ``Backbone.activations`` is timed beside the whole network on the same tensors, in rounds
 that take turns; at an earlier layer it stops there and so may be faster than the network. From
 files, ``ActivationStore.build``, which also writes the activations to disk, is timed beside a
-forward hook on the network as its package loads it, whose outputs are put in a list on the CPU.
-Last, what other ways of running the network give. Only the memory format is chosen by itself:
-inference_mode gives nothing, bfloat16 changes the numbers (``Backbone(autocast=...)`` asks for it),
-and the hooks that cut a network do not fire inside compiled modules.
+forward hook on the network as its package loads it, whose outputs are put in a list on the CPU;
+that loop runs in a process of its own, where no `Backbone` had glibc keep freed memory.
+Last, what other ways of running the network give. Only the memory format and the allocator are
+chosen by themselves: inference_mode gives nothing, bfloat16 changes the numbers
+(``Backbone(autocast=...)`` asks for it), and the hooks that cut a network do not fire inside
+compiled modules.
 
 Run with ``python benchmarks/extraction.py``; ``--quick`` takes one round of few pictures.
 """
 
 import argparse
+import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 import warnings
@@ -39,14 +44,25 @@ def backbone(name: str, layer: str) -> Backbone:
     return demo_backbone(layer)
 
 
+def seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def alone(option: str, *arguments: object) -> float:
+    """The seconds that this script prints in a process whose allocator is left as it is."""
+    command = [sys.executable, __file__, option, *map(str, arguments)]
+    env = os.environ | {"GLIBC_TUNABLES": ""}
+    return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, env=env).stdout)
+
+
 def rates(ways: Ways, n: int, rounds: int) -> dict[str, float]:
     """Pictures a second of each way: medians over rounds in which they take turns."""
     took: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(rounds):
         for way, run in ways.items():
-            start = time.perf_counter()
-            run()
-            took[way].append(time.perf_counter() - start)
+            took[way].append(seconds(run))
     return {way: n / statistics.median(seconds) for way, seconds in took.items()}
 
 
@@ -84,6 +100,21 @@ def as_loaded(bb: Backbone, name: str) -> nn.Module:
     return model.eval().to(memory_format=torch.contiguous_format)
 
 
+def by_hand(name: str, files: list[Path]) -> float:
+    """Seconds of the loop by hand, warm."""
+    bb = backbone(name, LAYERS[name][0])
+    twin = as_loaded(bb, name)
+    naive(bb, twin, files[:BATCH])
+    return seconds(lambda: naive(bb, twin, files))
+
+
+def network_alone(name: str) -> float:
+    """Seconds of a batch through the network as its package loads it, warm."""
+    twin, x = as_loaded(backbone(name, LAYERS[name][0]), name), torch.rand(BATCH, 3, 224, 224)
+    whole(twin, x)
+    return seconds(lambda: whole(twin, x))
+
+
 def from_memory(name: str, x: Tensor, rounds: int) -> float:
     bbs = {layer: backbone(name, layer) for layer in LAYERS[name]}
     for bb in bbs.values():
@@ -115,17 +146,16 @@ def from_files(name: str, files: list[Path], rounds: int) -> float:
         with tempfile.TemporaryDirectory() as store:
             ActivationStore.build(bb, folder, store, BATCH)
 
-    ways: Ways = {
-        "hook and list, by hand": lambda: naive(bb, twin, files),
-        "ActivationStore.build": build,
-    }
-    found = rates(ways, len(files), rounds)
+    took = [(seconds(build), alone("--by-hand", name, folder)) for _ in range(rounds)]
+    store, by_hand = (len(files) / statistics.median(column) for column in zip(*took, strict=True))
     show(
         f"{name}, {len(files)} JPEG files of 500 × 375",
         ("", "pictures/s"),
-        [[way, f"{rate:.1f}"] for way, rate in found.items()],
+        [
+            ["hook and list, by hand", f"{by_hand:.1f}"],
+            ["ActivationStore.build", f"{store:.1f}"],
+        ],
     )
-    by_hand, store = found.values()
     return store / by_hand
 
 
@@ -145,14 +175,14 @@ def other_ways(name: str, x: Tensor, rounds: int) -> None:
             whole(model, last)
 
     ways: Ways = {
-        "as its package loads it": lambda: whole(twin, x),
-        "channels_last": lambda: whole(model, last),
+        "and freed memory kept": lambda: whole(twin, x),
+        "and channels_last": lambda: whole(model, last),
         "and inference_mode": inference,
         "and autocast to bfloat16": bfloat16,
         "and torch.compile": lambda: whole(compiled, last),
     }
-    found = rates(ways, len(x), rounds)
-    first = next(iter(found.values()))
+    first = len(x) / statistics.median(alone("--as-loaded", name) for _ in range(rounds))
+    found = {"as its package loads it": first} | rates(ways, len(x), rounds)
     show(
         f"{name}, ways to run the network",
         ("", "pictures/s", "of the first"),
@@ -165,8 +195,17 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=192)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--by-hand", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--as-loaded", help=argparse.SUPPRESS)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
+    if options.by_hand:
+        name, folder = options.by_hand
+        print(by_hand(name, sorted(Path(folder).iterdir())))
+        return
+    if options.as_loaded:
+        print(network_alone(options.as_loaded))
+        return
     n, rounds = (BATCH, 1) if options.quick else (options.pictures, options.rounds)
     x = torch.rand(n, 3, 224, 224)
     with tempfile.TemporaryDirectory() as folder:

@@ -85,11 +85,11 @@ class ShardReader:
         groups = [pieces[i : i + group] for i in range(0, len(pieces), group)]
         most = max(map(_length, groups), default=0)
         memory = [torch.empty(most, *self.row_shape, dtype=self.dtype) for _ in groups[:2]]
-        announced = self._announced(pieces)
-        for i, some in enumerate(groups):
-            rows = memory[i % 2][: _length(some)]
-            self._read(islice(announced, len(some)), rows)
-            yield rows.flatten(0, 1)
+        with closing(ahead(self._announced(pieces))) as announced:
+            for i, some in enumerate(groups):
+                rows = memory[i % 2][: _length(some)]
+                self._read(islice(announced, len(some)), rows)
+                yield rows.flatten(0, 1)
 
     def _pieces(self, start: int, stop: int) -> list[Piece]:
         """Where pictures from `start` to `stop` lie."""
@@ -109,16 +109,16 @@ class ShardReader:
     def _announced(self, pieces: Sequence[Piece]) -> Iterator[Piece]:
         """The pieces, some of which are announced to the system before they are read."""
         row_size = torch.Size(self.row_shape).numel() * self.dtype.itemsize
-        ahead = deque[Piece]()
+        told = deque[Piece]()
         for piece in pieces:
             i, start, stop = piece
             with _as_store_error():
                 path = self.folder / self.shards[i].name
                 announce_rows(path, "activations", start, stop - start, row_size)
-            ahead.append(piece)
-            if len(ahead) > PIECES:
-                yield ahead.popleft()
-        yield from ahead
+            told.append(piece)
+            if len(told) > PIECES:
+                yield told.popleft()
+        yield from told
 
 
 def _parts(piece: Piece) -> list[Piece]:
