@@ -79,7 +79,7 @@ class Backbone:
     the constructors make, is given pictures likewise. Gradients flow where the input requires
     them, otherwise none are recorded.
 
-    On a CPU with glibc, the process keeps up to 2 GiB of freed memory from then on, since fetching
+    On a CPU with glibc, the process keeps up to 1 GiB of freed memory from then on, since fetching
     it from the system for each batch took more time than small networks themselves
     (``benchmarks/extraction.py``). If ``MALLOC_TRIM_THRESHOLD_``, ``MALLOC_MMAP_THRESHOLD_`` or
     ``GLIBC_TUNABLES`` is set, that holds instead.
