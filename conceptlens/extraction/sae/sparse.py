@@ -50,6 +50,13 @@ class Picks:
         """Sum, for each row, the units' rows of `table` ``(k, C)``, weighted: ``(n, C)``."""
         return _bags(table, self.units, self.row_starts(), weights)
 
+    def dot(self, rows: Tensor, table: Tensor) -> Tensor:
+        """Product of each entry's row ``(n, C)`` with its unit's row of `table`: ``(nnz,)``."""
+        # What embedding_bag's own gradient calls: nothing of size (nnz, C) is made.
+        return torch.ops.aten._embedding_bag_per_sample_weights_backward(
+            rows.contiguous(), table, self.units, self.row_starts(), self.rows, 0
+        )
+
 
 def top_k(pre: Tensor, k: int) -> Picks:
     """Pick the k largest entries of each row of `pre` ``(n, units)``."""
@@ -81,9 +88,7 @@ def encode(a: Tensor, weight: Tensor, bias: Tensor, pre: Tensor, picks: Picks) -
 
 def decode(values: Tensor, picks: Picks, dictionary: Tensor) -> Tensor:
     """Return ``codes @ dictionary`` ``(n, C)`` for codes that are `values` at `picks`."""
-    # embedding_bag is quick but for the gradient of its table, which is given apart.
-    out = picks.sum_by_row(values, dictionary.detach())
-    return _TableGradient.apply(out, dictionary, values.detach(), picks)
+    return _Decode.apply(values, dictionary, picks)
 
 
 class _Encode(Function):
@@ -104,17 +109,25 @@ class _Encode(Function):
         return to_a, picks.sum_by_unit(gradient, a), to_bias, None, None
 
 
-class _TableGradient(Function):
+class _Decode(Function):
+    """embedding_bag, but for the gradient of its table, which it computes slowly.
+
+    Its own graph would also fail up to torch 2.5, where only the weights require a gradient.
+    """
+
     @staticmethod
-    def forward(ctx: Any, out: Tensor, _: Tensor, values: Tensor, picks: Picks) -> Tensor:
-        ctx.save_for_backward(values)
+    def forward(ctx: Any, values: Tensor, dictionary: Tensor, picks: Picks) -> Tensor:
+        ctx.save_for_backward(values, dictionary)
         ctx.picks = picks
-        return out.view_as(out)
+        return picks.sum_by_row(values, dictionary)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        (values,) = ctx.saved_tensors
-        return gradient, ctx.picks.sum_by_unit(values, gradient), None, None
+        values, dictionary = ctx.saved_tensors
+        picks: Picks = ctx.picks
+        to_values = picks.dot(gradient, dictionary) if ctx.needs_input_grad[0] else None
+        to_dictionary = picks.sum_by_unit(values, gradient) if ctx.needs_input_grad[1] else None
+        return to_values, to_dictionary, None
 
 
 def _bags(table: Tensor, indices: Tensor, starts: Tensor, weights: Tensor) -> Tensor:
