@@ -60,7 +60,7 @@ def resident() -> float:
 
 def kept(action: Callable[[int], object], seconds: float = 12) -> float:
     """KiB that stay resident after each call."""
-    for seed in range(200):
+    for seed in range(2000):  # until the heap has its size
         action(seed)
     gc.collect()
     before, start, calls = resident(), time.monotonic(), 0

@@ -7,6 +7,7 @@ or the model run again with everything before the cut replaced by placeholders.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -175,8 +176,10 @@ def graph_head(model: nn.Module, layer: str, recording: Recording) -> Head:
 
     _, *others = inspect.signature(model.forward).parameters.values()
     defaults = {p.name: p.default for p in others if p.default is not p.empty}
+    root = object.__new__(type(model))  # shares all that the model holds; tracing adds constants
+    root.__dict__.update(model.__dict__)
     try:
-        graph = Tracer().trace(model, concrete_args=defaults)
+        graph = Tracer().trace(root, concrete_args=defaults)
     except Exception as error:
         raise CannotBuildError(f"the graph could not be captured: {error}") from error
     target = model.get_submodule(layer)
@@ -187,12 +190,14 @@ def graph_head(model: nn.Module, layer: str, recording: Recording) -> Head:
     ]
     if len(cuts) != recording.n_calls:
         raise CannotBuildError("the captured graph calls the layer another number of times")
-    after = fx.GraphModule(model, _graph_after(graph, cuts[-1]))
+    # Run as it is: the code that a GraphModule makes of it is never freed.
+    after = fx.Interpreter(root, graph=_graph_after(graph, cuts[-1]))
 
     def head(activations: Tensor) -> Any:
         # Models often read the batch size off their input; it gets one without memory.
         x = activations.new_zeros(()).expand(len(activations), *recording.input_shape)
-        return after(replace_tensor(recording.output, activations), x)
+        run = copy.copy(after).run  # a run keeps its values on the object, and threads share it
+        return run(replace_tensor(recording.output, activations), x)
 
     return head
 
