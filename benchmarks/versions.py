@@ -18,10 +18,11 @@ from pathlib import Path
 from tables import show
 
 ROOT = Path(__file__).parent.parent
-TESTING = ("hypothesis", "pytest", "pytest-timeout", "pytest-xdist")
+TESTING = ("hypothesis", "ipywidgets", "pytest", "pytest-timeout", "pytest-xdist")
 FAST = (
-    "test_bad_input", "test_explanation", "test_images", "test_maps", "test_nmf", "test_numerics",
-    "test_package", "test_sobol", "test_store",
+    "test_backbone", "test_bad_input", "test_explanation", "test_extractors", "test_images",
+    "test_maps", "test_nmf", "test_numerics", "test_package", "test_sae", "test_sobol",
+    "test_store",
 )  # fmt: skip
 SHOWN = ("torch", "torchvision", "scikit-learn", "scipy", "numpy")
 
