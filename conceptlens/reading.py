@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from itertools import islice, pairwise
+from itertools import chain, islice, pairwise
 from pathlib import Path
 
 import torch
@@ -64,8 +63,12 @@ class ShardReader:
             if len(pieces) > group:  # else all are mixed
                 places = torch.randperm(len(pieces), generator=generator)
                 pieces = [pieces[i] for i in places.tolist()]
+        groups = [pieces[i : i + group] for i in range(0, len(pieces), group)]
+        most = max(map(_length, groups), default=0)
+        # Made here, as what a thread frees cannot be used again by the next one.
+        memory = [torch.empty(most, *self.row_shape, dtype=self.dtype) for _ in groups[:2]]
         batch = torch.empty(0, self.row_shape[1], dtype=self.dtype)
-        with closing(ahead(self._pools(pieces, group))) as pools:
+        with closing(ahead(self._pools(groups, memory))) as pools:
             for pool in pools:
                 order = torch.arange(len(pool))
                 if generator is not None:
@@ -80,15 +83,16 @@ class ShardReader:
         if len(batch):
             yield batch
 
-    def _pools(self, pieces: Sequence[Piece], group: int) -> Iterator[Tensor]:
+    def _pools(
+        self, groups: Sequence[Sequence[Piece]], memory: Sequence[Tensor]
+    ) -> Iterator[Tensor]:
         """The vectors ``(m, C)`` of groups of pieces, in two blocks of memory by turns."""
-        groups = [pieces[i : i + group] for i in range(0, len(pieces), group)]
-        most = max(map(_length, groups), default=0)
-        memory = [torch.empty(most, *self.row_shape, dtype=self.dtype) for _ in groups[:2]]
+        pieces = list(chain.from_iterable(groups))
         with closing(ahead(self._announced(pieces))) as announced:
+            coming = chain.from_iterable(announced)
             for i, some in enumerate(groups):
                 rows = memory[i % 2][: _length(some)]
-                self._read(islice(announced, len(some)), rows)
+                self._read(islice(coming, len(some)), rows)
                 yield rows.flatten(0, 1)
 
     def _pieces(self, start: int, stop: int) -> list[Piece]:
@@ -106,19 +110,16 @@ class ShardReader:
             with _as_store_error():
                 read_rows(self.folder / self.shards[i].name, "activations", start, part)
 
-    def _announced(self, pieces: Sequence[Piece]) -> Iterator[Piece]:
-        """The pieces, some of which are announced to the system before they are read."""
+    def _announced(self, pieces: Sequence[Piece]) -> Iterator[Sequence[Piece]]:
+        """The pieces of a shard's worth, once the system was told of those after them."""
         row_size = torch.Size(self.row_shape).numel() * self.dtype.itemsize
-        told = deque[Piece]()
-        for piece in pieces:
-            i, start, stop = piece
-            with _as_store_error():
-                path = self.folder / self.shards[i].name
-                announce_rows(path, "activations", start, stop - start, row_size)
-            told.append(piece)
-            if len(told) > PIECES:
-                yield told.popleft()
-        yield from told
+        for first in range(0, len(pieces), PIECES):
+            following = first + PIECES
+            for i, start, stop in pieces[following : following + PIECES]:
+                with _as_store_error():
+                    path = self.folder / self.shards[i].name
+                    announce_rows(path, "activations", start, stop - start, row_size)
+            yield pieces[first:following]
 
 
 def _parts(piece: Piece) -> list[Piece]:
