@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import time
 import warnings
+from bisect import bisect_left
 from pathlib import Path
 
 import scipy.sparse
@@ -86,10 +87,13 @@ def squared_error(a: torch.Tensor, u: torch.Tensor, v: torch.Tensor) -> float:
 
 def fewest(a: torch.Tensor, k: int, target: float, most: int) -> int | None:
     """The least multiple of five iterations that comes within `ENOUGH` of the target, if any."""
-    for iterations in range(5, most + 5, 5):
-        if NMF(k, max_iter=iterations).fit(a).reconstruction_err_ ** 2 <= ENOUGH * target:
-            return iterations
-    return None
+
+    def reaches(fives: int) -> bool:
+        return NMF(k, max_iter=5 * fives).fit(a).reconstruction_err_ ** 2 <= ENOUGH * target
+
+    counts = range(1, most // 5 + 2)
+    first = bisect_left(counts, x=True, key=reaches)  # more iterations come no less close
+    return 5 * counts[first] if first < len(counts) else None
 
 
 def limit(a: torch.Tensor, k: int) -> float:
