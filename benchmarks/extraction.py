@@ -5,6 +5,8 @@ that take turns; at an earlier layer it stops there and so may be faster than th
 files, ``ActivationStore.build``, which also writes the activations to disk, is timed beside a
 forward hook on the network as its package loads it, whose outputs are put in a list on the CPU;
 that loop runs in a process of its own, where no `Backbone` had glibc keep freed memory.
+Processes that read the files are counted with the network on the CPU, which needs the cores
+itself, and with none, as they would be by one on a GPU, which leaves them free.
 Last, what other ways of running the network give. Only the memory format and the allocator are
 chosen by themselves: inference_mode gives nothing, bfloat16 changes the numbers
 (``Backbone(autocast=...)`` asks for it), and the hooks that cut a network do not fire inside
@@ -159,6 +161,32 @@ def from_files(name: str, files: list[Path], rounds: int) -> float:
     return store / by_hand
 
 
+def workers(name: str, files: list[Path], rounds: int) -> None:
+    """What processes that read give, with the network on the same cores and without any."""
+    bb, folder = backbone(name, LAYERS[name][0]), files[0].parent
+    counts = (0, 1, os.cpu_count() or 1)
+
+    def build(n: int) -> None:
+        with tempfile.TemporaryDirectory() as store:
+            ActivationStore.build(bb, folder, store, BATCH, num_workers=n)
+
+    def read(n: int) -> None:
+        pictures = Pictures(folder, bb.transform)
+        pictures.num_workers = n
+        for _ in pictures.batches(BATCH):
+            pass
+
+    def over(work: Callable[[int], None]) -> list[str]:
+        found = rates({str(n): lambda n=n: work(n) for n in counts}, len(files), rounds)
+        return [f"{rate:.1f}" for rate in found.values()]
+
+    show(
+        f"Processes that read {len(files)} JPEG files, pictures/s",
+        ("", *map(str, counts)),
+        [[f"a store of {name}, on the same cores", *over(build)], ["reading alone", *over(read)]],
+    )
+
+
 def other_ways(name: str, x: Tensor, rounds: int) -> None:
     bb = backbone(name, LAYERS[name][0])
     model, twin = bb.model, as_loaded(bb, name)
@@ -214,6 +242,7 @@ def main() -> None:
             picture.resize((500, 375)).save(file, quality=90)
         share = {name: from_memory(name, x, rounds) for name in LAYERS}
         gain = {name: from_files(name, files, rounds) for name in LAYERS}
+        workers("EfficientNet-Lite0", files, rounds)
     for name in LAYERS:
         other_ways(name, x[:BATCH], rounds)
     print()

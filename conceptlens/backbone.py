@@ -366,7 +366,8 @@ class Backbone:
 
     def _input(self, x: Tensor) -> Tensor:
         """Check pictures, move them to the model, and cut the model on first use."""
-        x = _check_pictures(x).to(self.device, memory_format=_memory_format(self.model))
+        x = _check_pictures(x)
+        x = x.to(self.device, memory_format=_memory_format(self.model), non_blocking=x.is_pinned())
         expected = self._ready(x).recording.input_shape
         if tuple(x.shape[1:]) != expected:
             raise ValueError(

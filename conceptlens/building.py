@@ -60,7 +60,7 @@ def fill(
         As `ActivationStore.build` takes them.
     """
     names = [writer.name for writer in writers]
-    rows = compute(pictures.first(), names)  # it tells their sizes
+    rows = compute(pictures.first(), names)  # it tells their sizes, and where they are computed
     for writer, row in zip(writers, rows, strict=True):
         writer.row_shape = tuple(row.shape[1:])
     largest = max(r.numel() * w.dtype.itemsize for r, w in zip(rows, writers, strict=True))
@@ -72,7 +72,7 @@ def fill(
     writing: list[Future[None]] = []
     n = sum(len(some) for some, _ in todo)
     with (
-        closing(ahead(pictures.read(list(chain(*batches))))) as reading,
+        closing(ahead(pictures.read(list(chain(*batches)), rows[0].device))) as reading,
         ThreadPoolExecutor(1) as behind,
         bar("activations", n, "pictures") as progress,
     ):

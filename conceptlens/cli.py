@@ -118,12 +118,14 @@ def _parser() -> argparse.ArgumentParser:
         default="float32",
         help="what numbers are kept in; the shorter ones take half the disk (float32)",
     )
-    cache.add_argument("--workers", type=int, default=0, help="processes that read pictures (0)")
+    cache.add_argument(
+        "--workers", type=int, help="processes that read pictures (by the device: 0 on a CPU)"
+    )
     cache.add_argument(
         "--shard-mib",
         type=float,
-        default=64,
-        help="size of a file; torchrun's processes share files (64)",
+        default=16,
+        help="size of a file; torchrun's processes share files (16)",
     )
 
     fit = _command(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -82,7 +84,7 @@ class Pictures(Dataset[Tensor]):
 
     def __init__(self, images: Any, transform: Transform | None = None) -> None:
         self.transform = transform
-        self.num_workers = 0
+        self.num_workers: int | None = None
         if isinstance(images, DataLoader):
             if not isinstance(images.sampler, SequentialSampler):
                 raise ValueError(
@@ -175,21 +177,38 @@ class Pictures(Dataset[Tensor]):
                 last = error
         raise UnreadableImageError(f"none of {len(self)} pictures can be read; last: {last}")
 
-    def read(self, batches: Sequence[range]) -> Iterator[tuple[list[int], Tensor, list[str]]]:
-        """Read any batches of pictures, one after the other.
+    def read(
+        self, batches: Sequence[range], device: torch.device | None = None
+    ) -> Iterator[tuple[list[int], Tensor, list[str]]]:
+        """Read any batches of pictures, one after the other, for a network on `device`.
 
         Yields for each the indices of those that can be read, their ``x (b, 3, H, W)``, empty
-        where none can, and what is wrong with the others.
+        where none can, and what is wrong with the others. For a GPU the memory is pinned.
         """
+        device = device or torch.device("cpu")
+        workers = self._workers(device) if self.num_workers is None else self.num_workers
         loader = DataLoader(
-            _Forgiving(self), batch_sampler=map(list, batches), collate_fn=list,
-            num_workers=self.num_workers,
+            _Batches(self, batches), batch_size=None,
+            num_workers=workers, pin_memory=device.type == "cuda",
             generator=torch.Generator(),  # it would draw a seed from the global one
         )  # fmt: skip
-        for indices, items in zip(batches, loader, strict=True):
-            errors = [str(item) for item in items if isinstance(item, UnreadableImageError)]
-            good = [(i, x) for i, x in zip(indices, items, strict=True) if isinstance(x, Tensor)]
-            yield [i for i, _ in good], self._stack(good) if good else torch.empty(0), errors
+        for found in loader:
+            if isinstance(found, ValueError):
+                raise found
+            yield found
+
+    def _workers(self, device: torch.device) -> int:
+        """How many processes read best.
+
+        None for a network on the CPU, which needs the cores itself, for tensors, which need no
+        reading, and where processes are not forked, as each would run the user's script again.
+        """
+        method = multiprocessing.get_start_method(allow_none=True)
+        forked = (method or multiprocessing.get_all_start_methods()[0]) == "fork"
+        if device.type == "cpu" or isinstance(self.source, Tensor) or not forked:
+            return 0
+        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun's processes share the cores
+        return max((os.cpu_count() or 1) // ranks - 1, 0)
 
     def fingerprints(self, some: range | None = None) -> list[str]:
         """SHA-256 of each picture's content, or of some: of a file its bytes, else its numbers."""
@@ -212,16 +231,6 @@ class Pictures(Dataset[Tensor]):
         item = self.source[i]
         return item[0] if isinstance(item, (tuple, list)) else item
 
-    def _stack(self, good: list[tuple[int, Tensor]]) -> Tensor:
-        first = good[0][1].shape
-        for i, x in good:
-            if x.shape != first:
-                raise ValueError(
-                    f"{self.names[i]} has shape {tuple(x.shape)}, {self.names[good[0][0]]} has "
-                    f"{tuple(first)}: give a transform that resizes to one size"
-                )
-        return torch.stack([x for _, x in good])
-
     def __repr__(self) -> str:
         return f"Pictures({len(self)}, from {self.names[0]!r} to {self.names[-1]!r})"
 
@@ -237,20 +246,40 @@ def warn_of_left_out(errors: Sequence[str]) -> None:
         warnings.warn(f"{len(errors)} pictures left out: {'; '.join(errors)}", stacklevel=3)
 
 
-class _Forgiving(Dataset[Any]):
-    """Gives the error in place of a picture that cannot be read."""
+class _Batches(Dataset[Any]):
+    """Batches as `Pictures.read` yields them, or the error that it is to raise."""
 
-    def __init__(self, pictures: Pictures) -> None:
-        self.pictures = pictures
+    def __init__(self, pictures: Pictures, batches: Sequence[range]) -> None:
+        self.pictures, self.batches = pictures, batches
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.batches)
 
-    def __getitem__(self, i: int) -> Any:
+    def __getitem__(self, k: int) -> tuple[list[int], Tensor, list[str]] | ValueError:
         try:
-            return self.pictures[i]
-        except UnreadableImageError as error:
+            return self._read(self.batches[k])
+        except ValueError as error:  # raised in a worker it would come with that one's traceback
             return error
+
+    def _read(self, batch: range) -> tuple[list[int], Tensor, list[str]]:
+        good: list[tuple[int, Tensor]] = []
+        errors: list[str] = []
+        for i in batch:
+            try:
+                good.append((i, self.pictures[i]))
+            except UnreadableImageError as error:
+                errors.append(str(error))
+        return [i for i, _ in good], self._stack(good) if good else torch.empty(0), errors
+
+    def _stack(self, good: list[tuple[int, Tensor]]) -> Tensor:
+        names, first = self.pictures.names, good[0][1].shape
+        for i, x in good:
+            if x.shape != first:
+                raise ValueError(
+                    f"{names[i]} has shape {tuple(x.shape)}, {names[good[0][0]]} has "
+                    f"{tuple(first)}: give a transform that resizes to one size"
+                )
+        return torch.stack([x for _, x in good])
 
 
 def transform_fingerprint(transform: Transform | None) -> str:

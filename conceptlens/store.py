@@ -123,7 +123,8 @@ class ActivationStore:
         dtype : torch.dtype
             float32, float16 or bfloat16.
         num_workers : int, optional
-            Processes that read pictures. Default: the DataLoader's, or none.
+            Processes that read pictures. Default: the DataLoader's; else none for a network on the
+            CPU, which needs the cores itself, and all cores but one for any other.
         shard_bytes : int
             About how large a file becomes.
 

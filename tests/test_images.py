@@ -162,3 +162,40 @@ def test_bomb_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(UnreadableImageError, match=r"bomb\.png"):
         read_image(tmp_path / "bomb.png")
+
+
+@pytest.mark.parametrize(
+    ("on", "method", "ranks", "expected"),
+    [
+        ("cpu", "fork", 1, 0),
+        ("cuda", "fork", 1, 7),
+        ("cuda", "fork", 4, 1),
+        ("cuda", "fork", 16, 0),
+        ("cuda", "spawn", 1, 0),  # each would run the user's script again
+    ],
+)
+def test_processes_read_for_a_network_that_leaves_the_cores_free(
+    monkeypatch, tmp_path, on, method, ranks, expected
+):
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr("multiprocessing.get_start_method", lambda **_: method)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+    assert Pictures([tmp_path / "a.png"])._workers(torch.device(on)) == expected
+    assert Pictures(torch.rand(2, 3, 4, 4))._workers(torch.device(on)) == 0
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_sizes_that_differ_are_named_by_workers_too(tmp_path, num_workers):
+    for i, side in enumerate((8, 8, 9)):
+        Image.new("RGB", (side, 8)).save(tmp_path / f"{i}.png")
+    pictures = Pictures(tmp_path)
+    pictures.num_workers = num_workers
+    with pytest.raises(ValueError, match=r"^2.png has shape \(3, 8, 9\), 0.png has \(3, 8, 8\)"):
+        list(pictures.read([range(3)]))
+
+
+def test_memory_is_pinned_for_a_gpu_only(device):
+    ((indices, x, errors),) = Pictures(torch.rand(3, 3, 4, 4)).read([range(3)], device)
+    assert (indices, errors) == ([0, 1, 2], [])
+    assert x.is_pinned() == (device.type == "cuda")
+    torch.testing.assert_close(x.to(device, non_blocking=True).cpu(), x)
