@@ -36,7 +36,7 @@ from conceptlens.images import Pictures
 
 K, N, BATCH, PATCH, SIDE = 10, 32, 32, 64, 217
 LAYER = "_swish"
-PEER, PEER_HELPED = "Craft-xai", "Craft-xai, helped"
+PEER, PEER_DEFAULT, PEER_HELPED = "Craft-xai", "Craft-xai, its own batches", "Craft-xai, helped"
 LEFT = "conceptlens, resized, allocator left"
 OURS = {
     "conceptlens, resized": "resized",
@@ -45,8 +45,8 @@ OURS = {
 }
 
 
-def peer(x: torch.Tensor, target: int, *, channels_last: bool) -> int:
-    """Craft-xai's three calls; returns the number of crops."""
+def peer(x: torch.Tensor, target: int, batch: int, *, channels_last: bool) -> None:
+    """Craft-xai's three calls."""
     model = demo_backbone().model
     if not channels_last:
         model.to(memory_format=torch.contiguous_format)
@@ -64,7 +64,7 @@ def peer(x: torch.Tensor, target: int, *, channels_last: bool) -> int:
         return model.extract_features(x)
 
     start = time.perf_counter()
-    craft = Craft(trunk, head, K, BATCH, PATCH, "cpu")
+    craft = Craft(trunk, head, K, batch, PATCH, "cpu")
     crops, _, _ = craft.fit(x)
     craft.estimate_importance(x, target, N)
     craft.transform(x)  # the maps
@@ -98,14 +98,14 @@ def work(way: str) -> None:
     if way in OURS:
         ours(x, target, OURS[way])
     else:
-        peer(x, target, channels_last=way == PEER_HELPED)
+        peer(x, target, 64 if way == PEER_DEFAULT else BATCH, channels_last=way == PEER_HELPED)
 
 
 def run(way: str) -> tuple[float, float, int]:
     """Seconds, peak MiB and crops of `way` in a process of its own."""
     python = sys.executable if way in OURS else python_of("craft", ("Craft-xai==0.0.3",))
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
-    if way in (PEER, LEFT):
+    if way in (PEER, PEER_DEFAULT, LEFT):
         env["GLIBC_TUNABLES"] = ""
     done = subprocess.run(
         [python, __file__, "--work", way], check=True, stdout=subprocess.PIPE, text=True, env=env
@@ -121,7 +121,7 @@ def main() -> None:
     if options.work:
         work(options.work)
         return
-    ways = (PEER, PEER_HELPED, *OURS)
+    ways = (PEER, PEER_DEFAULT, PEER_HELPED, *OURS)
     runs = {way: [] for way in ways}
     for _ in range(options.rounds):
         for way in ways:
@@ -145,6 +145,7 @@ def main() -> None:
         goal(f"{way}: over Craft-xai", seconds[PEER] / seconds[way], wanted)
     for way in OURS:
         goal(f"{way}: memory of Craft-xai's", peak[way] / peak[PEER], 1, most=True)
+        goal(f"{way}: memory of {PEER_DEFAULT}'", peak[way] / peak[PEER_DEFAULT], 1, most=True)
 
 
 if __name__ == "__main__":
