@@ -106,6 +106,13 @@ def mutated_json(record: Any, chance: random.Random) -> Any:
     return record
 
 
+def mutated_header(data: bytes, chance: random.Random) -> bytes:
+    """A safetensors file whose header has other entries; ValueError if it has no header."""
+    size = 8 + int.from_bytes(data[:8], "little")
+    header = json.dumps(mutated_json(json.loads(data[8:size]), chance)).encode()
+    return len(header).to_bytes(8, "little") + header + data[size:]
+
+
 def text_of(record: Any, chance: random.Random) -> bytes:
     """JSON, most often sealed anew; sometimes with a key given twice or nested deeply."""
     kind = chance.random()
@@ -120,6 +127,15 @@ def text_of(record: Any, chance: random.Random) -> bytes:
     return text.encode()
 
 
+def resealed(data: bytes) -> bytes:
+    """JSON with a right checksum, so that what lies behind it is reached; else the bytes."""
+    try:
+        record = json.loads(data)
+        return seal({name: item for name, item in record.items() if name != SUM})
+    except (ValueError, AttributeError, RecursionError):
+        return data
+
+
 class Manifests:
     """Stores whose manifest is mutated."""
 
@@ -129,7 +145,10 @@ class Manifests:
         build(folder)
         self.folder, self.file = folder, folder / "manifest.json"
         self.data = self.file.read_bytes()
-        self.record = json.loads(self.data)
+        self.record, self.seeds = json.loads(self.data), [self.data]
+
+    def put(self, data: bytes) -> None:
+        self.file.write_bytes(resealed(data))
 
     def write(self, chance: random.Random) -> bytes:
         if chance.random() < 0.3:
@@ -155,11 +174,18 @@ class Explanations:
         self.folder = folder
         self.json, self.tensors = folder / "explanation.json", folder / "tensors.safetensors"
         self.data = {file: file.read_bytes() for file in (self.json, self.tensors)}
-        self.record = json.loads(self.data[self.json])
+        self.record, self.seeds = json.loads(self.data[self.json]), list(self.data.values())
+
+    def put(self, data: bytes) -> None:
+        """Take it for the JSON if it looks so, for the tensors otherwise."""
+        self._restore()
+        if data.startswith(b"{"):
+            self.json.write_bytes(resealed(data))
+        else:
+            self._put_tensors(data)
 
     def write(self, chance: random.Random) -> bytes:
-        for file, data in self.data.items():
-            file.write_bytes(data)
+        self._restore()
         what = chance.random()
         if what < 0.25:
             data = mutated_bytes(self.data[self.json], chance, list(self.data.values()))
@@ -169,20 +195,26 @@ class Explanations:
             self.json.write_bytes(data)
         else:
             data = self._mutated_tensors(chance)
-            self.tensors.write_bytes(data)
-            sums = self.record["files"] | {self.tensors.name: hashlib.sha256(data).hexdigest()}
-            record = self.record | {"files": sums}
-            del record[SUM]
-            self.json.write_bytes(seal(record))
+            self._put_tensors(data)
         return data
+
+    def _restore(self) -> None:
+        for file, data in self.data.items():
+            file.write_bytes(data)
+
+    def _put_tensors(self, data: bytes) -> None:
+        self.tensors.write_bytes(data)
+        sums = self.record["files"] | {self.tensors.name: hashlib.sha256(data).hexdigest()}
+        record = self.record | {"files": sums}
+        del record[SUM]
+        self.json.write_bytes(seal(record))
 
     def _mutated_tensors(self, chance: random.Random) -> bytes:
         data = self.data[self.tensors]
-        size = int.from_bytes(data[:8], "little")
         if chance.random() < 0.5:
-            return mutated_bytes(data[: 8 + size], chance, [data]) + data[8 + size :]
-        header = json.dumps(mutated_json(json.loads(data[8 : 8 + size]), chance)).encode()
-        return len(header).to_bytes(8, "little") + header + data[8 + size :]
+            size = 8 + int.from_bytes(data[:8], "little")
+            return mutated_bytes(data[:size], chance, [data]) + data[size:]
+        return mutated_header(data, chance)
 
     def read(self) -> None:
         found = Explanation.load(self.folder)
@@ -213,9 +245,12 @@ class PictureFiles:
         exif[0x0112] = 6
         self.seeds.append(_encoded(rgba.convert("RGB"), "JPEG", exif=exif.tobytes()))
 
+    def put(self, data: bytes) -> None:
+        self.file.write_bytes(data)
+
     def write(self, chance: random.Random) -> bytes:
         data = mutated_bytes(chance.choice(self.seeds), chance, self.seeds)
-        self.file.write_bytes(data)
+        self.put(data)
         return data
 
     def read(self) -> None:
