@@ -15,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tables import show
+from tables import goal, show
 
 ROOT = Path(__file__).parent.parent
 TESTING = ("hypothesis", "ipywidgets", "pytest", "pytest-timeout", "pytest-xdist")
@@ -65,7 +65,7 @@ def test(interpreter: Path, names: list[str]) -> tuple[str, str]:
     )
     last = run.stdout.strip().splitlines()[-1]
     failed = re.findall(r"^(?:FAILED|ERROR) .*$", run.stdout, re.M)
-    return re.sub(r" in .*| warnings?,?|=", "", last).strip(), "\n".join(failed)
+    return re.sub(r"(, \d+ warnings?)? in .*|=", "", last).strip(), "\n".join(failed)
 
 
 def main() -> int:
@@ -76,16 +76,17 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=Path("environments"))
     parser.add_argument("--tests", nargs="+", default=list(FAST))
     options = parser.parse_args()
-    rows, failures = [], ""
+    rows, failures = [], []
     for choice in options.python:
         python, age = choice.rsplit("=", 1)
         interpreter = make(python, age, options.folder.absolute())
         ended, failed = test(interpreter, options.tests)
         rows.append([age, *versions(interpreter), ended])
-        failures += failed
+        failures.append(failed)
     show("Versions", ("", "Python", *SHOWN, "tests"), rows)
-    print(failures)
-    return int(bool(failures))
+    print(*filter(None, failures), sep="\n")
+    goal("environments in which a test failed", sum(map(bool, failures)), 0, "", most=True)
+    return int(any(failures))
 
 
 if __name__ == "__main__":
