@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from itertools import chain, islice, pairwise
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -12,11 +12,10 @@ from torch import Tensor
 
 from .batching import ahead
 from .manifest import Shard, StoreError
-from .sealing import announce_rows, read_rows
+from .sealing import read_rows
 
-# In how many pieces a shard is streamed, of which the system is told a shard's worth ahead: that
-# doubles what a disk gives. Of shuffled vectors, how many shards' worth is mixed.
-PIECES = 4
+# In how many pieces a shard is streamed, and how many shards' worth of shuffled vectors is mixed.
+PIECES = 2
 MIXED_SHARDS = 8
 
 Piece = tuple[int, int, int]  # shard, first row, last row + 1
@@ -87,13 +86,10 @@ class ShardReader:
         self, groups: Sequence[Sequence[Piece]], memory: Sequence[Tensor]
     ) -> Iterator[Tensor]:
         """The vectors ``(m, C)`` of groups of pieces, in two blocks of memory by turns."""
-        pieces = list(chain.from_iterable(groups))
-        with closing(ahead(self._announced(pieces))) as announced:
-            coming = chain.from_iterable(announced)
-            for i, some in enumerate(groups):
-                rows = memory[i % 2][: _length(some)]
-                self._read(islice(coming, len(some)), rows)
-                yield rows.flatten(0, 1)
+        for i, some in enumerate(groups):
+            rows = memory[i % 2][: _length(some)]
+            self._read(some, rows)
+            yield rows.flatten(0, 1)
 
     def _pieces(self, start: int, stop: int) -> list[Piece]:
         """Where pictures from `start` to `stop` lie."""
@@ -103,23 +99,12 @@ class ShardReader:
             if max(start, low) < min(stop, high)
         ]
 
-    def _read(self, pieces: Iterable[Piece], rows: Tensor) -> None:
+    def _read(self, pieces: Sequence[Piece], rows: Tensor) -> None:
         """Fill `rows` with those of the pieces."""
         for i, start, stop in pieces:
             part, rows = rows[: stop - start], rows[stop - start :]
             with _as_store_error():
                 read_rows(self.folder / self.shards[i].name, "activations", start, part)
-
-    def _announced(self, pieces: Sequence[Piece]) -> Iterator[Sequence[Piece]]:
-        """The pieces of a shard's worth, once the system was told of those after them."""
-        row_size = torch.Size(self.row_shape).numel() * self.dtype.itemsize
-        for first in range(0, len(pieces), PIECES):
-            following = first + PIECES
-            for i, start, stop in pieces[following : following + PIECES]:
-                with _as_store_error():
-                    path = self.folder / self.shards[i].name
-                    announce_rows(path, "activations", start, stop - start, row_size)
-            yield pieces[first:following]
 
 
 def _parts(piece: Piece) -> list[Piece]:

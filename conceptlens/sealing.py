@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import FileIO
@@ -20,6 +19,7 @@ FORMAT = 1
 SUM = "sha256"
 ENTRY = "conceptlens"
 MAX_HEADER = 10**8  # safetensors' own limit
+BLOCK = 2**18  # bytes that are read in one go
 
 
 def seal(record: dict[str, Any]) -> bytes:
@@ -116,7 +116,8 @@ def unpack(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def read_rows(path: Path, name: str, start: int, rows: Tensor) -> None:
     """Fill `rows` with those of a packed tensor from row `start` on.
 
-    They are read in one go: safetensors maps files to memory, and pages come in one by one then.
+    They are read in small blocks, which the system reads ahead of: of large ones, or of a file
+    that is mapped to memory as safetensors does, a disk gives half as much.
 
     Raises
     ------
@@ -128,18 +129,10 @@ def read_rows(path: Path, name: str, start: int, rows: Tensor) -> None:
     with _part_of(path, name, start * row_size, len(content)) as (file, place):
         file.seek(place)
         while len(content):
-            n = file.readinto(content)
+            n = file.readinto(content[:BLOCK])
             if not n:
                 raise ValueError("it ends early")
             content = content[n:]
-
-
-def announce_rows(path: Path, name: str, start: int, n: int, row_size: int) -> None:
-    """Tell the system that n rows of so many bytes will be read soon, where it can be told."""
-    if hasattr(os, "posix_fadvise"):
-        size = n * row_size
-        with _part_of(path, name, start * row_size, size) as (file, place):
-            os.posix_fadvise(file.fileno(), place, size, os.POSIX_FADV_WILLNEED)
 
 
 @contextmanager
