@@ -8,8 +8,8 @@ from torch import Tensor
 
 from .updates import hals
 
-# Rows solved at once: their k × k systems take chunk · k² numbers.
-CHUNK_NUMBERS = 2**24
+# Rows solved at once: their k × k systems take chunk · k² numbers, which fit a cache.
+CHUNK_NUMBERS = 2**20
 # Real codes need about ten exchanges; where rounding makes a row cycle, SciPy takes it over.
 MAX_EXCHANGES = 200
 # Supports whose sizes differ by less are solved together.

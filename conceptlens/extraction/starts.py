@@ -10,6 +10,8 @@ from .rows import Rows
 
 # Subspace iterations: a start needs no more (measured by the objective after the fit).
 POWERS = 3
+# Rows whose left vectors are multiplied in float64 at a time.
+PART = 2**14
 
 
 def leading_svd(rows: Rows, k: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -25,7 +27,10 @@ def leading_svd(rows: Rows, k: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     for _ in range(POWERS):
         basis = torch.linalg.qr(rows.gram_times(basis).T).Q.T
     left = rows.cross(basis.contiguous())
-    squares, turn = torch.linalg.eigh(distributed.all_reduce_(left.double() @ left.double().T))
+    gram = left.new_zeros(width, width, dtype=torch.float64)
+    for part in left.split(PART, 1):
+        gram += part.double() @ part.double().T
+    squares, turn = torch.linalg.eigh(distributed.all_reduce_(gram))
     values = squares.flip(0)[:k].clamp(min=0).sqrt()
     turn = turn.flip(1)[:, :k].T
     # Rows of lower rank than k have triplets of zeros; dividing by those would give infinities.

@@ -62,7 +62,7 @@ class Vectors:
         """
         total = torch.zeros(self.shape[1], dtype=torch.float64)
         squares, n = 0.0, 0
-        for batch in self.batches(4096, seed):
+        for batch in self.batches(512, seed):
             rows = batch.cpu().double()
             total += rows.sum(0)
             squares += float(rows.square().sum())
