@@ -25,7 +25,7 @@ import kills
 import torch
 from artefacts import ARTEFACTS
 from outcome import BLOCKED, COLUMNS, FORBIDDEN, Outcomes
-from tables import show
+from tables import goal, show
 
 
 def main() -> int:
@@ -76,7 +76,10 @@ def report(outcomes: Outcomes) -> None:
     for complaint in outcomes.complaints[:40]:
         print("MUST NOT BE:", complaint)
     bad = sum(c[o] for c in outcomes.counts.values() for o in FORBIDDEN)
-    print(f"\n{bad} of these must not be")
+    total = sum(injected(count) for count in outcomes.counts.values())
+    print()
+    goal("faults injected", total, 1000, "")
+    goal("wrong answers, unclear errors and runs that were blocked", bad, 0, "", most=True)
 
 
 if __name__ == "__main__":

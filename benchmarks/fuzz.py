@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "faults"))
 import torch
 from artefacts import build, explanation
 from PIL import Image
-from tables import show
+from tables import goal, show
 
 from conceptlens import ActivationStore, Explanation, StoreError
 from conceptlens.images import UnreadableImageError, read_image
@@ -308,6 +308,8 @@ def main() -> int:
     head = ("reader", "cases", "accepted", "refused", "undocumented errors", "seconds")
     show("Mutated files", head, rows)
     print(f"\nmost memory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
+    goal("mutated files read", rows[-1][1], 200_000, "")
+    goal("undocumented errors", rows[-1][4], 0, "", most=True)
     for complaint in complaints[:20]:
         print("UNDOCUMENTED:", complaint)
     return int(bool(complaints))

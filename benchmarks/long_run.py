@@ -21,7 +21,7 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 
 import torch
 from scipy.stats import linregress, t
-from tables import show
+from tables import goal, show
 from torch import fx, nn
 
 from conceptlens import CRAFT, NMF, ActivationStore, Backbone, Explanation, SparseAutoencoder
@@ -106,6 +106,8 @@ def main() -> None:
     line = linregress([s[0] for s in warm], [s[1] for s in warm])
     half = t.ppf(0.975, len(warm) - 2) * line.stderr
     print(f"\nafter the warm-up: {line.slope:+.3f} ± {half:.3f} MiB a minute")
+    goal("memory gained in an hour", 60 * line.slope, 10, " MiB", most=True)
+    goal("open files gained", warm[-1][2] - warm[0][2], 0, "", most=True)
 
 
 if __name__ == "__main__":

@@ -41,5 +41,6 @@ def goal(what: str, measured: float, wanted: float, unit: str = "×", *, most: b
     """Print a figure beside the least that it should be, or the most."""
     met = measured <= wanted if most else measured >= wanted
     sign = "≤" if most else "≥"
-    cells = (what, f"{measured:.3g}{unit}", f"{sign} {wanted:g}{unit}", "met" if met else "missed")
+    figure = f"{measured}" if isinstance(measured, int) else f"{measured:.3g}"
+    cells = (what, f"{figure}{unit}", f"{sign} {wanted:g}{unit}", "met" if met else "missed")
     print(f"goal | {' | '.join(cells)}", flush=True)
