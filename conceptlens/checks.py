@@ -26,7 +26,10 @@ def check_number(
     span += f" to {high:g}" if high < math.inf else ""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be {span}, got {value!r}")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number that no float can hold
+        number = math.inf
     if not low <= number <= high or math.isinf(number) or (above and number == low):
         raise ValueError(f"{name} must be {span}, got {value!r}")
 

@@ -108,6 +108,8 @@ def explain_classes(
         when no class could be explained.
     """
     check_whole(jobs, "jobs")
+    if not isinstance(craft, CRAFT):
+        raise TypeError(f"craft must be a CRAFT, got {type(craft).__name__}")
     folder, bb = Path(folder), craft.backbone
     if isinstance(targets, (int, str)):
         targets = [targets]

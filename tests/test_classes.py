@@ -277,6 +277,8 @@ def test_bad_input(craft, pictures, tmp_path):
             explain_classes(craft, pictures, tmp_path / "none", targets)
     with pytest.raises(ValueError, match="jobs must be at least 1, got 0"):
         explain_classes(craft, pictures, tmp_path / "none", jobs=0)
+    with pytest.raises(TypeError, match="craft must be a CRAFT, got NoneType"):
+        explain_classes(None, pictures, tmp_path / "none")
     assert not (tmp_path / "none").exists()
     with pytest.raises(ValueError, match=r"no classes\.json"):
         ClassIndex(tmp_path)

@@ -269,6 +269,10 @@ def rewrite(folder, change, rename=lambda name: name):
         ("pca", lambda config: config["options"].update(more=1)),
         ("pca", lambda config: config["attributes"].update(transform=1)),
         ("pca", lambda config: config.update(attributes=3)),
+        ("nmf", lambda config: config.update(reconstruction_err=10**400)),
+        ("nmf", lambda config: config["options"].update(alpha_W=10**400)),
+        ("kmeans", lambda config: config.update(attributes={})),
+        ("kmeans", lambda config: config["attributes"].update(n_features_in_=7)),
     ],
 )
 def test_a_hostile_config_is_refused(name, change, tmp_path):

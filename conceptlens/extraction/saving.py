@@ -79,7 +79,9 @@ def load(kind: type[Kind], folder: Path) -> Kind:
     try:
         extractor = kind._made_from(config["options"])
         extractor._relearn(tensors, config)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (
+        ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError
+    ) as error:  # fmt: skip
         raise ValueError(f"{folder / CONFIG} or {WEIGHTS} is damaged: {error}") from error
     return extractor
 

@@ -11,6 +11,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from .. import distributed
+from ..checks import check_finite
 from .base import Extractor, Savable, check_codes, check_rows, check_transform, like
 
 # Those that can be saved: their names in a file say what to import.
@@ -120,6 +121,8 @@ class ScikitExtractor(Savable):
                 raise ValueError(f"{name} is nothing that a fit learns")
             setattr(self.estimator, name, value)
         self._read()
+        check_finite(self.components_, "components_")
+        self.transform(torch.zeros(1, self.n_features_in_))  # all that it needs is there, or raises
 
     def _read(self) -> None:
         """Read the affine decoder off the fitted estimator."""
