@@ -61,6 +61,8 @@ class ScikitExtractor(Savable):
 
     def fit(self, a: Any, y: None = None) -> ScikitExtractor:
         """Learn from rows ``(n, C)`` or from a store, which is streamed where that is possible."""
+        if not hasattr(self.estimator, "fit"):
+            raise TypeError(f"estimator must be one of scikit-learn's, got {self.estimator!r}")
         if distributed.world_size() > 1:
             raise ValueError(
                 f"{type(self.estimator).__name__} fits in one process: leave "
