@@ -8,6 +8,8 @@ import sys
 import warnings
 from collections.abc import Sequence
 from inspect import signature
+from io import TextIOWrapper
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import torch
 
 from . import distributed
 from ._version import __version__
+from .checks import check_number
 from .distributed import PeerLostError
 from .extraction import EXTRACTORS
 from .loading import FORMS, load_backbone
@@ -28,15 +31,18 @@ WITHOUT_MODEL = ("demo", "fit", "verify", "compare")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status: 2 for input that cannot be used, 1 without peers."""
     options = _parser().parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):  # names may hold what the terminal has no sign for
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning  # type: ignore[assignment]
             options.run(options)
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
-        print(f"conceptlens: error: {error}", file=sys.stderr)
+        _complain("error", error)
         return 2
     except PeerLostError as error:
-        print(f"conceptlens: error: {error}", file=sys.stderr)
+        _complain("error", error)
         return 1
     except KeyboardInterrupt:
         print("conceptlens: interrupted", file=sys.stderr)
@@ -46,7 +52,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> None:
     if not issubclass(category, (DeprecationWarning, FutureWarning)):
-        print(f"conceptlens: warning: {message}", file=sys.stderr)
+        _complain("warning", message)
+
+
+def _complain(kind: str, message: Any) -> None:
+    """Print it as one line, whatever it is made of."""
+    lines = [line.strip() for line in str(message).splitlines()]
+    print(f"conceptlens: {kind}: {' '.join(lines)}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -201,8 +213,7 @@ def _model_options(command: argparse.ArgumentParser) -> None:
 def _backbone(options: argparse.Namespace) -> Any:
     classes = options.classes
     if classes is not None:
-        is_file = Path(classes).is_file()
-        classes = Path(classes).read_text().splitlines() if is_file else classes.split(",")
+        classes = _lines(Path(classes)) if Path(classes).is_file() else classes.split(",")
     return load_backbone(
         options.model,
         options.layer,
@@ -210,6 +221,13 @@ def _backbone(options: argparse.Namespace) -> Any:
         device=options.device,
         autocast=None if options.autocast is None else getattr(torch, options.autocast),
     )
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--classes {path} must be a text in UTF-8: {error}") from error
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -233,7 +251,7 @@ def _explain(options: argparse.Namespace) -> None:
         batch_size=options.batch_size,
         seed=options.seed,
     )
-    targets = [int(t) if t.isdigit() else t for t in options.target or []]
+    targets = [int(t) if t.isdecimal() else t for t in options.target or []]
     if not options.all_classes and len(targets) < 2:
         _write(craft.explain(options.images, *targets), options.out)
         return
@@ -256,6 +274,7 @@ def _write(explanation: Any, out: Path) -> None:
 def _cache(options: argparse.Namespace) -> None:
     from .store import ActivationStore
 
+    check_number(options.shard_mib, "--shard-mib", high=2**30, above=True)
     with distributed.together(WAIT):
         store = ActivationStore.build(
             _backbone(options),
@@ -264,7 +283,7 @@ def _cache(options: argparse.Namespace) -> None:
             batch_size=options.batch_size,
             dtype=getattr(torch, options.dtype),
             num_workers=options.workers,
-            shard_bytes=int(options.shard_mib * 2**20),
+            shard_bytes=ceil(options.shard_mib * 2**20),
         )
         if distributed.rank() == 0:
             print(store)
@@ -309,7 +328,10 @@ def _extractor(options: argparse.Namespace) -> Any:
         option, equals, value = pair.partition("=")
         if not equals:
             raise ValueError(f"--set takes NAME=VALUE, got {pair!r}")
-        extractor.set_params(**{option: _value(value)})
+        try:
+            extractor.set_params(**{option: _value(value)})
+        except AttributeError as error:  # of A__B, where A has no options
+            raise ValueError(f"--set {pair}: {name} has no option {option!r}") from error
     return extractor
 
 

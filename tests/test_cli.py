@@ -53,6 +53,7 @@ def files(tmp_path):
         pixels = torch.randint(0, 256, (16, 16, 3), generator=generator, dtype=torch.uint8)
         Image.fromarray(pixels.numpy()).resize((80, 64)).save(folder / f"{i:02d}.png")
     torch.jit.script(Branching()).save(tmp_path / "scripted.pt")
+    (tmp_path / "latin.txt").write_bytes("chien\nbête\n".encode("latin-1"))
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "a.jpg").write_bytes(b"not a picture")
@@ -134,6 +135,9 @@ def test_fit_writes_the_dictionary_that_the_class_learns(files, capsys, words, e
         ("fit {d}/store --components 13 --out {d}/o", "n_components=13"),
         ("fit {d}/store --set tol --out {d}/o", "NAME=VALUE, got 'tol'"),
         ("fit {d}/store --set tool=1 --out {d}/o", "'tool'"),
+        ("fit {d}/store --set random_state__a=1 --out {d}/o", "no option 'random_state__a'"),
+        ("fit {d}/store --extractor pca --set estimator=2 --out {d}/o", "scikit-learn's, got 2"),
+        ("fit {d}/store --extractor pca --set k=2 --out {d}/o", "are: ['estimator']"),
         ("fit {d}/store --extractor pca --checkpoint --out {d}/o", "--checkpoint: pca"),
     ],
 )
@@ -142,6 +146,7 @@ def test_fits_that_cannot_be_are_refused(files, capsys, command, words):
     status, _, err = run(files, command, capsys)
     assert status == 2
     assert words in err
+    assert err.count("\n") == 1
     assert not (files / "o").exists()
 
 
@@ -208,6 +213,10 @@ def test_model_files(files, capsys, file, layer):
         ("layers open_clip:ViT-B-32/openai", "--classes"),
         ("layers {d}/net.py:with_names --device cdua", "device 'cdua' cannot be used here"),
         ("layers {d}/net.py:with_names --device cuda:99", "device 'cuda:99' cannot be used here"),
+        ("explain {d}/net.py:net {d}/photos --classes {d}/latin.txt --out {d}/o", "latin.txt must"),
+        ("explain {d}/net.py:with_names {d}/photos --target ² --out {d}/o", "unknown class '²'"),
+        ("cache {d}/net.py:net {d}/photos --shard-mib nan --out {d}/o", "--shard-mib must be"),
+        ("cache {d}/net.py:net {d}/photos --shard-mib 1e308 --out {d}/o", "to 1.07374e+09"),
     ],
 )
 def test_bad_input_is_one_clear_line_and_status_2(files, capsys, command, words):
@@ -215,9 +224,19 @@ def test_bad_input_is_one_clear_line_and_status_2(files, capsys, command, words)
     errors = [line for line in err.splitlines() if line.startswith("conceptlens: error:")]
     assert status == 2
     assert len(errors) == 1
-    assert words in err
-    assert "Traceback" not in err
+    assert errors[0] == err.splitlines()[-1]
+    assert words in errors[0]
     assert not (files / "o").exists()
+
+
+def test_a_terminal_that_lacks_signs_is_told_all_the_same(files, monkeypatch):
+    command = "explain {d}/net.py:net {d}/photos --layer 1 --concepts 2 --patch-size 32 --out {d}/o"
+    words = command.format(d=files).split()
+    with (files / "told").open("w", encoding="ascii") as terminal:
+        monkeypatch.setattr("sys.stdout", terminal)
+        assert main([*words, "--classes", "bête,\udcff,<b>"]) == 0
+    assert "\\xb1" in (files / "told").read_text()  # of ±
+    assert Explanation.load(files / "o").target in ("bête", "\udcff", "<b>")
 
 
 def test_one_broken_picture_is_skipped_and_named(files, capsys):
