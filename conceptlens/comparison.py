@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .checks import check_names
 from .explanation import Explanation
 from .files import write_atomically
 from .metrics.matching import cosines, match
@@ -133,7 +134,7 @@ class Comparison:
 
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, render_comparison(self).encode())
+        write_atomically(path, render_comparison(self).encode(errors="replace"))
         return path
 
     def __repr__(self) -> str:
@@ -171,13 +172,26 @@ def compare(explanations: Mapping[str, Explanation]) -> Comparison:
     Comparison
         With a ``table``, ``plot()`` and ``to_html(path)``.
 
+    Raises
+    ------
+    TypeError
+        For what is no mapping from names to explanations.
+    ValueError
+        For fewer than two.
+
     Examples
     --------
     >>> ours, theirs = Explanation.load("a"), Explanation.load("b")  # doctest: +SKIP
     >>> compare({"ours": ours, "theirs": theirs})  # doctest: +SKIP
     """
+    if not isinstance(explanations, Mapping):
+        raise TypeError(
+            "explanations must be a mapping from names to Explanations, got "
+            f"{type(explanations).__name__}"
+        )
     if len(explanations) < 2:
         raise ValueError(f"explanations must be two or more, got {len(explanations)}")
+    check_names(list(explanations), "the names of explanations")
     for name, explanation in explanations.items():
         if not isinstance(explanation, Explanation):
             raise TypeError(

@@ -150,6 +150,27 @@ def test_bad_input_of_the_command(tmp_path, capsys, folders, words):
     assert not (tmp_path / "page.html").exists()
 
 
+def test_names_that_no_font_has_are_drawn(tmp_path):
+    first = replace(explanation(), target="\udcff", picture_names=["\udcff", *"bcde"])
+    comparison = compare({"out-\udcff": first, "\0": replace(first, provenance={"model": "$_{"})})
+    assert "out-?" in comparison.to_html(tmp_path / "a.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ([], "mapping from names to Explanations, got list"),
+        ([explanation()] * 2, "mapping from names to Explanations, got list"),
+        (None, "mapping from names to Explanations, got NoneType"),
+        (explanation(), "mapping from names to Explanations, got Explanation"),
+        ({1: explanation(), "b": explanation()}, r"strings, got \[1, 'b'\]"),
+    ],
+)
+def test_what_is_no_mapping_is_refused(given, words):
+    with pytest.raises(TypeError, match=words):
+        compare(given)
+
+
 def test_what_is_no_explanation_is_named():
     with pytest.raises(TypeError, match=r"explanations\['b'\] must be an Explanation, got int"):
         compare({"a": explanation(), "b": 3})

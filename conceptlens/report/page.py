@@ -95,11 +95,16 @@ def thumbnail_uri(picture: Tensor) -> str:
 
 
 def figure_uri(figure: Figure) -> str:
-    """A matplotlib figure as a PNG inside a URI; dollars in names begin no formula."""
+    """A matplotlib figure as a PNG inside a URI.
+
+    Dollars in names begin no formula, and bytes that are no UTF-8, as names of files may hold,
+    are question marks.
+    """
     from matplotlib.text import Text
 
     for text in figure.findobj(Text):
         text.set_parse_math(False)
+        text.set_text(text.get_text().encode(errors="replace").decode())
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
