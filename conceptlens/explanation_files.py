@@ -79,7 +79,8 @@ def load(folder: Path, model: ConceptModel | None = None) -> Explanation:
         concepts = [_concept(c) for c in record["concepts"]]
         method, target = str(record["method"]), str(record["target"])
         concept_names = [str(name) for name in record["concept_names"]]
-        metrics, provenance = dict(record["metrics"]), dict(record["provenance"])
+        metrics = {str(name): float(value) for name, value in record["metrics"].items()}
+        provenance = dict(record["provenance"])
         parts = [int(index) for index in record["subconcepts"]]
         sums = dict(record["files"])
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
@@ -181,9 +182,10 @@ def _inconsistency(e: Explanation) -> str | None:
             return f"{name} is {tensor.dtype} {tuple(tensor.shape)}, expected floats {shape}"
     if e.concept_maps.ndim != 4 or e.components.ndim != 2:
         return "concept_maps must be (n, k, h, w) and components (k, C)"
+    indices = [concept.index for concept in e.concepts]
+    if sorted(indices) != list(range(k)):
+        return f"its concepts have the numbers {indices}, expected each of the {k} once"
     for concept in e.concepts:
-        if not 0 <= concept.index < k:
-            return f"a concept has number {concept.index} of {k}"
         for crop in concept.crops:
             left, top, right, bottom = crop.box
             if not (0 <= crop.picture < n and 0 <= left < right <= width

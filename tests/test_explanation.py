@@ -19,6 +19,7 @@ from conceptlens import Concept, Crop, Explanation, Importance
 from conceptlens.explore import page
 from conceptlens.naming import Names
 from conceptlens.plots import concept_gallery, importance_bars, overlay, overlays
+from conceptlens.sealing import seal, unseal
 
 HOSTILE = "<script>alert('x')</script>"
 
@@ -93,6 +94,23 @@ def test_damage_is_named(explanation, tmp_path, file, change):
     else:
         path.write_bytes(change(path.read_bytes()))
     with pytest.raises(ValueError, match=path.name):
+        Explanation.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda r: r | {"concepts": []}, r"numbers \[\], expected each of the 3 once"),
+        (lambda r: r | {"concepts": r["concepts"][:1]}, "expected each of the 3 once"),
+        (lambda r: r | {"concepts": r["concepts"][:1] * 3}, "expected each of the 3 once"),
+        (lambda r: r | {"metrics": {"a": None}}, "not an explanation of this version"),
+        (lambda r: r | {"metrics": ["a"]}, "not an explanation of this version"),
+    ],
+)
+def test_a_record_that_was_made_up_is_refused(explanation, tmp_path, change, words):
+    path = explanation.save(tmp_path) / "explanation.json"
+    path.write_bytes(seal(change(unseal(path))))
+    with pytest.raises(ValueError, match=words):
         Explanation.load(tmp_path)
 
 
