@@ -12,6 +12,7 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor
 
+from .checks import check_names
 from .explanation import Concept, Explanation
 from .explanation_files import RECORD_FILE, TENSOR_FILE
 from .files import write_atomically
@@ -135,7 +136,9 @@ class ClassIndex(Mapping[str, Explanation]):
                 raise ValueError(f"format {record['format']!r}, this version reads {FORMAT}")
             folders = [_checked(str(name)) for name in record["folders"]]
             self.about: dict[str, str] = {k: str(v) for k, v in record["about"].items()}
-            self.without_pictures = [str(name) for name in record["without pictures"]]
+            if not re.fullmatch("[0-9a-f]{12}", self.about["store"]):
+                raise ValueError(f"{self.about['store']!r} is no folder of stores")
+            self.without_pictures = check_names(record["without pictures"], "without pictures")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is no index of this version: {error!r}") from error
         cards = [read_card(self.folder / name)[0] for name in folders]
@@ -177,8 +180,11 @@ class ClassIndex(Mapping[str, Explanation]):
         """
         from .store import ActivationStore
 
-        for store in sorted((self.folder / "store" / self.about["store"]).iterdir()):
-            ActivationStore.open(store).verify()
+        stores = self.folder / "store" / self.about["store"]
+        for name in ("logits", "positions"):
+            ActivationStore.open(stores / name).verify()
+        if (stores / "crops").exists():  # crops may be the positions
+            ActivationStore.open(stores / "crops").verify()
         for card in self.cards.values():
             check(self.folder / card.folder)
 

@@ -15,7 +15,7 @@ from torch.utils.data import Subset
 from . import distributed
 from ._version import __version__
 from .backbone import Backbone
-from .checks import check_whole
+from .checks import check_names, check_whole
 from .class_index import CARD_FILE, REPORT_FILE, Card, ClassIndex, class_folder, is_done
 from .class_pictures import ClassPictures, class_name
 from .craft import CRAFT
@@ -104,15 +104,19 @@ def explain_classes(
     Raises
     ------
     ValueError
-        For unknown classes, pictures that cannot be read, activations that are not finite, and
-        when no class could be explained.
+        For unknown classes, class names of another number than the model has classes, pictures
+        that cannot be read, activations that are not finite, and when no class could be explained.
+    TypeError
+        For what is no CRAFT, no class and no number of jobs.
     """
-    check_whole(jobs, "jobs")
     if not isinstance(craft, CRAFT):
         raise TypeError(f"craft must be a CRAFT, got {type(craft).__name__}")
+    check_whole(jobs, "jobs")
     folder, bb = Path(folder), craft.backbone
     if isinstance(targets, (int, str)):
         targets = [targets]
+    if targets is not None and (isinstance(targets, bytes) or not isinstance(targets, Sequence)):
+        raise TypeError(f"targets must be a class or a sequence of classes, got {targets!r}")
     wanted = None if targets is None else list(dict.fromkeys(map(bb.class_index, targets)))
     if wanted == []:
         raise ValueError("targets is empty: name classes, or leave it out to explain all")
@@ -185,6 +189,8 @@ def _classes(
         ]
     )
     n_classes = store.shape[2]
+    if bb.class_names is not None:
+        check_names(bb.class_names, "class_names", n_classes)
     if wanted is None:
         wanted = list(range(n_classes)) if job.predicted_only else predicted.unique().tolist()
     elif max(wanted) >= n_classes:

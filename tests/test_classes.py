@@ -19,7 +19,7 @@ from conceptlens.classes import explain_classes
 from conceptlens.cli import main
 from conceptlens.datasets import PlantedConcepts, small_cnn
 from conceptlens.report.index import shared_pairs
-from conceptlens.sealing import seal
+from conceptlens.sealing import seal, unseal
 
 HOSTILE = "<script>alert('x')</script>/../.."
 NETWORK = """
@@ -277,11 +277,22 @@ def test_bad_input(craft, pictures, tmp_path):
             explain_classes(craft, pictures, tmp_path / "none", targets)
     with pytest.raises(ValueError, match="jobs must be at least 1, got 0"):
         explain_classes(craft, pictures, tmp_path / "none", jobs=0)
+    for targets in (1.5, b"a", {"circus": 0}, [None]):
+        with pytest.raises(TypeError, match=re.escape(repr(targets).strip("[]"))):
+            explain_classes(craft, pictures, tmp_path / "none", targets)
     with pytest.raises(TypeError, match="craft must be a CRAFT, got NoneType"):
         explain_classes(None, pictures, tmp_path / "none")
     assert not (tmp_path / "none").exists()
     with pytest.raises(ValueError, match=r"no classes\.json"):
         ClassIndex(tmp_path)
+
+
+@pytest.mark.parametrize("names", [["a"], list("abcd")])
+def test_names_of_other_classes_are_refused(craft, pictures, tmp_path, names):
+    craft.backbone.class_names = names
+    with pytest.raises(ValueError, match=f"class_names must have 3 names, got {len(names)}"):
+        explain_classes(craft, pictures, tmp_path)
+    assert not (tmp_path / "classes.json").exists()
 
 
 def test_processes_take_classes_in_turn(craft, pictures, tmp_path, done, explained, monkeypatch):
@@ -328,6 +339,28 @@ def test_folders_of_classes_are_safe_and_different():
 def test_an_index_that_points_elsewhere_is_refused(tmp_path, folder):
     with pytest.raises(ValueError, match="folder of a class"):
         ClassIndex.write(tmp_path, [folder], [], {})
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"about": {}}, "'store'"),
+        ({"about": {"store": "../../x"}}, "'../../x' is no folder of stores"),
+        ({"without pictures": "abc"}, "'abc'"),
+        ({"folders": 3}, "not iterable"),
+    ],
+)
+def test_an_index_that_was_made_up_is_refused(done, tmp_path, change, words):
+    path = tmp_path / "classes.json"
+    path.write_bytes(seal(unseal(path) | change))
+    with pytest.raises(ValueError, match=words):
+        ClassIndex(tmp_path)
+
+
+def test_an_index_without_its_stores_is_not_whole(done, tmp_path):
+    shutil.rmtree(tmp_path / "store")
+    with pytest.raises(ValueError, match="logits holds no store"):
+        done.verify()
 
 
 @pytest.mark.parametrize(
