@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .backbone import Backbone
 from .batching import in_batches
+from .checks import check_names
 from .images import Pictures
 from .progress import bar
 
@@ -86,6 +87,8 @@ def select(
 
 
 def _check(bb: Backbone, a: Tensor, logits: Tensor, target: int | None) -> None:
+    if bb.class_names is not None:
+        check_names(bb.class_names, "class_names", logits.shape[1])
     if target is not None and target >= logits.shape[1]:
         raise ValueError(f"class {target} does not exist: the model has {logits.shape[1]} classes")
     if not torch.isfinite(a).all():

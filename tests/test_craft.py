@@ -174,6 +174,13 @@ def test_bad_target(arguments, words):
         CRAFT(bb, 3, 16).explain(squares(), **arguments)
 
 
+@pytest.mark.parametrize("names", [["colourful"], ["colourful", "dull", "grey"]])
+def test_names_of_other_classes_are_refused(names):
+    bb = Backbone(Colours(), "relu", class_names=names)
+    with pytest.raises(ValueError, match=f"class_names must have 2 names, got {len(names)}"):
+        CRAFT(bb, 3, 16).explain(squares(), 0)
+
+
 def test_more_concepts_than_channels_is_refused():
     with pytest.raises(ValueError, match="n_components"):
         CRAFT(Backbone(Colours(), "relu"), 4, 16).explain(squares())
