@@ -177,6 +177,15 @@ def test_a_clusterings_codes_are_one_hot():
     np.testing.assert_allclose(ours.inverse_transform(codes).numpy(), expected, rtol=1e-6)
 
 
+def test_a_clustering_of_doubles_is_loaded_and_takes_floats(tmp_path):
+    extractor = EXTRACTORS["kmeans"](K, 0).fit(rows().double())
+    extractor.save(tmp_path)
+    codes = extractor.transform(rows().double())
+    for loaded in (extractor, load(tmp_path)):
+        assert torch.equal(loaded.transform(rows()), codes.float())
+        assert torch.equal(loaded.transform(rows().double()), codes)
+
+
 def test_what_is_no_extractor_is_refused():
     with pytest.raises(TypeError, match=r"transform.*got str"):
         as_extractor("pca")
@@ -279,6 +288,30 @@ def test_a_hostile_config_is_refused(name, change, tmp_path):
     EXTRACTORS[name](K, 0).fit(rows()).save(tmp_path)
     rewrite(tmp_path, change)
     with pytest.raises(ValueError, match=r"config\.json"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "change"),
+    [
+        ("pca", "components_", lambda x: x * torch.nan),
+        ("pca", "mean_", lambda x: x * torch.nan),
+        ("ica", "mixing_", lambda x: x / 0),
+        ("ica", "components_", lambda x: x * torch.nan),
+        ("kmeans", "cluster_centers_", lambda x: x * torch.nan),
+        ("kmeans", "cluster_centers_", torch.Tensor.half),
+        ("kmeans", "cluster_centers_", torch.Tensor.int),
+        ("kmeans", "cluster_centers_", lambda x: x.flatten()),
+        ("kmeans", "cluster_centers_", lambda x: x.flatten()[0]),
+        ("kmeans", "cluster_centers_", lambda x: x[:0]),
+    ],
+)
+def test_numbers_that_no_fit_learns_are_refused(name, tensor, change, tmp_path):
+    EXTRACTORS[name](K, 0).fit(rows()).save(tmp_path)
+    tensors, record = unpack(tmp_path / "model.safetensors")
+    tensors[tensor] = change(tensors[tensor])
+    (tmp_path / "model.safetensors").write_bytes(pack(tensors, record))
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged"):
         load(tmp_path)
 
 

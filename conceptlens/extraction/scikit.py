@@ -86,7 +86,8 @@ class ScikitExtractor(Savable):
         """Return the codes ``(n, k)`` of rows ``(n, C)``."""
         rows = check_transform(self, a)
         if hasattr(self.estimator, "cluster_centers_"):
-            nearest = torch.from_numpy(self.estimator.predict(_array(rows))).long()
+            same = rows.to(self.components_.dtype)  # other floats scikit-learn does not compare
+            nearest = torch.from_numpy(self.estimator.predict(_array(same))).long()
             codes = torch.nn.functional.one_hot(nearest, len(self.components_))
         else:
             codes = torch.from_numpy(self.estimator.transform(_array(rows)))
@@ -124,7 +125,9 @@ class ScikitExtractor(Savable):
             setattr(self.estimator, name, value)
         self._read()
         check_finite(self.components_, "components_")
-        self.transform(torch.zeros(1, self.n_features_in_))  # all that it needs is there, or raises
+        check_finite(self.offset_, "offset_")
+        # All that it needs is there, or raises.
+        check_finite(self.transform(self.components_), "codes")
 
     def _read(self) -> None:
         """Read the affine decoder off the fitted estimator."""
