@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from numbers import Integral, Real
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -37,6 +39,15 @@ def check_number(
 def check_seed(value: Any, name: str = "seed") -> None:
     """Raise unless `value` can seed a generator."""
     check_whole(value, name, 0)
+
+
+def check_path(value: Any, name: str = "folder") -> Path:
+    """Return `value` as a path; raise unless a file can have it."""
+    if not isinstance(value, (str, PathLike)):
+        raise TypeError(f"{name} must be a str or Path, got {value!r}")
+    if "\0" in str(value):
+        raise ValueError(f"{name} must have no NUL character, got {str(value)!r}")
+    return Path(value)
 
 
 def check_tensor(value: Any, name: str, letters: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor
 
-from .checks import check_names
+from .checks import check_names, check_path
 from .explanation import Concept, Explanation
 from .explanation_files import RECORD_FILE, TENSOR_FILE
 from .files import write_atomically
@@ -125,7 +125,7 @@ class ClassIndex(Mapping[str, Explanation]):
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        self.folder = check_path(folder)
         self.page = self.folder / PAGE_FILE
         path = self.folder / INDEX_FILE
         if not path.is_file():

@@ -15,7 +15,7 @@ from torch.utils.data import Subset
 from . import distributed
 from ._version import __version__
 from .backbone import Backbone
-from .checks import check_names, check_whole
+from .checks import check_names, check_path, check_whole
 from .class_index import CARD_FILE, REPORT_FILE, Card, ClassIndex, class_folder, is_done
 from .class_pictures import ClassPictures, class_name
 from .craft import CRAFT
@@ -112,7 +112,7 @@ def explain_classes(
     if not isinstance(craft, CRAFT):
         raise TypeError(f"craft must be a CRAFT, got {type(craft).__name__}")
     check_whole(jobs, "jobs")
-    folder, bb = Path(folder), craft.backbone
+    folder, bb = check_path(folder), craft.backbone
     if isinstance(targets, (int, str)):
         targets = [targets]
     if targets is not None and (isinstance(targets, bytes) or not isinstance(targets, Sequence)):

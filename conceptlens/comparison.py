@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .checks import check_names
+from .checks import check_names, check_path
 from .explanation import Explanation
 from .files import write_atomically
 from .metrics.matching import cosines, match
@@ -132,7 +132,7 @@ class Comparison:
         """Write one self-contained HTML page; return its path."""
         from .report.compared import render_comparison
 
-        path = Path(path)
+        path = check_path(path, "path")
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, render_comparison(self).encode(errors="replace"))
         return path

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from .checks import check_path
 from .crops import Crop, CropSet
 from .files import write_atomically
 from .importance.result import Importance
@@ -207,7 +208,7 @@ class Explanation:
         """Write the report, one self-contained HTML file; return its path."""
         from .report import render
 
-        path = Path(path)
+        path = check_path(path, "path")
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, render(self).encode(errors="replace"))
         return path
@@ -220,7 +221,7 @@ class Explanation:
         """
         from .explanation_files import save
 
-        return save(self, Path(folder))
+        return save(self, check_path(folder))
 
     @staticmethod
     def load(folder: str | Path, model: ConceptModel | None = None) -> Explanation:
@@ -241,7 +242,7 @@ class Explanation:
         """
         from .explanation_files import load
 
-        return load(Path(folder), model)
+        return load(check_path(folder), model)
 
     def __repr__(self) -> str:
         rows = (f"  {c.name}: {c.importance:.3f} ± {c.stderr:.3f}" for c in self.concepts)

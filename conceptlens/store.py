@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import distributed
 from .building import Compute, StoreWriter, fill
-from .checks import check_backbone, check_names, check_seed, check_whole
+from .checks import check_backbone, check_names, check_path, check_seed, check_whole
 from .images import Pictures, transform_fingerprint
 from .manifest import (
     DTYPES,
@@ -71,7 +71,7 @@ class ActivationStore:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = check_path(path, "path")
         manifest = read_manifest(self.path)
         self._shards = [Shard(*(s[f] for f in SHARD_FIELDS)) for s in manifest["shards"]]
         self.key: dict[str, str] = manifest["key"]
@@ -137,7 +137,7 @@ class ActivationStore:
         """
         check_backbone(bb)
         stores = build_stores(
-            {bb.layer: Path(path)}, {bb.layer: bb.fingerprint()},
+            {bb.layer: check_path(path, "path")}, {bb.layer: bb.fingerprint()},
             lambda x, _: [bb.activations(x)], Pictures.of(images, bb.transform), batch_size,
             dtype=dtype, num_workers=num_workers, shard_bytes=shard_bytes,
         )  # fmt: skip
@@ -176,7 +176,8 @@ class ActivationStore:
             One a layer, in the order of `layers`.
         """
         check_backbone(bb)
-        folders = {layer: Path(path) / layer for layer in check_names(layers, "layers")}
+        path = check_path(path, "path")
+        folders = {layer: path / layer for layer in check_names(layers, "layers")}
         if not folders:
             raise ValueError("layers is empty: name one of those that Backbone.layers() lists")
 

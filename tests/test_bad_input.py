@@ -318,6 +318,29 @@ def stores(tmp_path) -> Iterator[Case]:
     }  # fmt: skip
 
 
+def paths(tmp_path) -> Iterator[Case]:
+    bb, explanation = backbone(), cl.CRAFT(backbone(), 2, 8, n_designs=2).explain(images())
+    craft = cl.CRAFT(bb, 2, 8, n_designs=2)
+    both = cl.compare({"a": explanation, "b": explanation})
+    calls = {
+        "Explanation.save": explanation.save, "Explanation.to_html": explanation.to_html,
+        "Explanation.load": cl.Explanation.load, "Comparison.to_html": both.to_html,
+        "explain_classes": lambda v: cl.explain_classes(craft, images(), v),
+        "ClassIndex": cl.ClassIndex, "NMF.save": fitted("nmf").save, "NMF.load": cl.NMF.load,
+        "extraction.load": cl.extraction.load,
+        "store.build": lambda v: cl.ActivationStore.build(bb, images(), v),
+        "store.build_layers": lambda v: cl.ActivationStore.build_layers(
+            bb, images(), v, layers=["1"]
+        ),
+        "store.open": cl.ActivationStore.open,
+        "PosthocCBM.save": trained("posthoc").save,
+        "PosthocCBM.load": cl.bottleneck.PosthocCBM.load,
+    }  # fmt: skip
+    bad = these(None, 3, b"a", ["a"]) | {"NUL": (str(tmp_path / "a\0b"), "NUL")}
+    for name, call in calls.items():
+        yield f"{name} path", call, bad
+
+
 def bottlenecks(_) -> Iterator[Case]:
     every = {
         "max_epochs": COUNT, "batch_size": COUNT, "lr": POSITIVE, "random_state": SEED,
@@ -399,7 +422,7 @@ def others(_) -> Iterator[Case]:
 
 # -- the test --------------------------------------------------------------------------------------
 
-SECTIONS = (extractors, importances, models, stores, bottlenecks, others)
+SECTIONS = (extractors, importances, models, stores, paths, bottlenecks, others)
 
 
 def fault(call: Callable[[Any], Any], value: Any, received: str) -> str | None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from ..backbone import Backbone
-from ..checks import check_names
+from ..checks import check_names, check_path
 from ..extraction.base import like
 from ..files import write_atomically
 from ..metrics.checks import as_numbers
@@ -290,7 +290,7 @@ class Bottleneck(ClassifierMixin, BaseEstimator, ABC):
     def save(self, path: str | Path) -> None:
         """Write weights (safetensors) and options (JSON) into a folder; not the backbone."""
         self._check_fitted()
-        saving.save(self, Path(path))
+        saving.save(self, check_path(path, "path"))
 
     @classmethod
     def load(cls: type[Self], path: str | Path, backbone: Backbone | None = None) -> Self:
@@ -301,7 +301,7 @@ class Bottleneck(ClassifierMixin, BaseEstimator, ABC):
         ValueError
             If a file is missing, damaged or another model's.
         """
-        return saving.load(cls, Path(path), backbone)
+        return saving.load(cls, check_path(path, "path"), backbone)
 
     def report(self, path: str | Path, x: Any = None, y: Any = None, concepts: Any = None) -> Path:
         """Write one self-contained HTML page that judges the model; return its path.
@@ -322,7 +322,7 @@ class Bottleneck(ClassifierMixin, BaseEstimator, ABC):
         from ..report.bottleneck import render_bottleneck
 
         self._check_fitted()
-        path = Path(path)
+        path = check_path(path, "path")
         page = render_bottleneck(self, self._judged(x, y, concepts))
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, page.encode())

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
+from ..checks import check_path
 from ..sealing import load_config
 from .base import Extractor, Savable
 from .convex_nmf import ConvexNMF
@@ -53,7 +54,7 @@ def load(folder: str | Path) -> Savable:
     ValueError
         If a file is missing, damaged or not what ``save`` writes.
     """
-    path = Path(folder) / CONFIG
+    path = check_path(folder) / CONFIG
     name = kind_in(load_config(path))
     if name not in _KINDS:
         raise ValueError(f"{path} holds {name!r}, expected one of {', '.join(_KINDS)}")

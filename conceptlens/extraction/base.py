@@ -12,7 +12,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_array
 from torch import Tensor
 
-from ..checks import check_tensor
+from ..checks import check_path, check_tensor
 
 Rows = TypeVar("Rows", Tensor, np.ndarray)
 Kind = TypeVar("Kind", bound="Savable")
@@ -56,7 +56,7 @@ class Savable(BaseEstimator):
         from . import saving
 
         check_fitted(self)
-        saving.save(self, Path(folder))
+        saving.save(self, check_path(folder))
 
     @classmethod
     def load(cls: type[Kind], folder: str | Path) -> Kind:
@@ -69,7 +69,7 @@ class Savable(BaseEstimator):
         """
         from . import saving
 
-        return saving.load(cls, Path(folder))
+        return saving.load(cls, check_path(folder))
 
     def _options(self) -> dict[str, Any]:
         """What `_made_from` takes, as JSON can say it."""
