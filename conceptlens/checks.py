@@ -47,6 +47,10 @@ def check_path(value: Any, name: str = "folder") -> Path:
         raise TypeError(f"{name} must be a str or Path, got {value!r}")
     if "\0" in str(value):
         raise ValueError(f"{name} must have no NUL character, got {str(value)!r}")
+    try:
+        str(value).encode()
+    except UnicodeEncodeError as error:  # such a file safetensors does not open
+        raise ValueError(f"{name} must be UTF-8, got {str(value)!r}: rename it") from error
     return Path(value)
 
 

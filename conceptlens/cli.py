@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ import torch
 
 from . import distributed
 from ._version import __version__
-from .checks import check_number
+from .checks import check_number, check_path
 from .distributed import PeerLostError
 from .extraction import EXTRACTORS
 from .loading import FORMS, load_backbone
@@ -230,10 +231,20 @@ def _lines(path: Path) -> list[str]:
         raise ValueError(f"--classes {path} must be a text in UTF-8: {error}") from error
 
 
+def _check_out(folder: Path) -> None:
+    """Raise before anything is computed if the folder could not be written."""
+    places = [check_path(folder, "--out").absolute(), *folder.absolute().parents]
+    there = next(place for place in places if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        kind = "no folder" if not there.is_dir() else "read-only"
+        raise ValueError(f"--out {folder} cannot be written, {there} is {kind}: name another")
+
+
 def _demo(options: argparse.Namespace) -> None:
     from .craft import CRAFT
     from .demo import demo_backbone, demo_pictures
 
+    _check_out(options.out)
     explanation = CRAFT(demo_backbone()).explain(demo_pictures(options.photo))
     _write(explanation, options.out)
 
@@ -242,6 +253,7 @@ def _explain(options: argparse.Namespace) -> None:
     from .classes import explain_classes
     from .craft import CRAFT
 
+    _check_out(options.out)
     craft = CRAFT(
         _backbone(options),
         options.concepts,
@@ -293,6 +305,7 @@ def _fit(options: argparse.Namespace) -> None:
     from .extraction import SparseAutoencoder
     from .store import ActivationStore
 
+    _check_out(options.out)
     extractor, kept = _extractor(options), options.out / "checkpoint.safetensors"
     with distributed.together(WAIT):
         rows: Any = ActivationStore.open(options.store)

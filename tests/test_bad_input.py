@@ -337,6 +337,7 @@ def paths(tmp_path) -> Iterator[Case]:
         "PosthocCBM.load": cl.bottleneck.PosthocCBM.load,
     }  # fmt: skip
     bad = these(None, 3, b"a", ["a"]) | {"NUL": (str(tmp_path / "a\0b"), "NUL")}
+    bad |= {"no UTF-8": (tmp_path / "\udcff", r"\\udcff")}
     for name, call in calls.items():
         yield f"{name} path", call, bad
 

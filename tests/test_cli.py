@@ -133,6 +133,9 @@ def test_fit_writes_the_dictionary_that_the_class_learns(files, capsys, words, e
     [
         ("fit {d}/photos --out {d}/o", "photos"),
         ("fit {d}/store --components 13 --out {d}/o", "n_components=13"),
+        ("fit {d}/store --out {d}/net.py", "net.py is no folder: name another"),
+        ("fit {d}/store --out {d}/net.py/o --checkpoint", "net.py is no folder"),
+        ("fit {d}/store --out {d}/a\udcff", "--out must be UTF-8"),
         ("fit {d}/store --set tol --out {d}/o", "NAME=VALUE, got 'tol'"),
         ("fit {d}/store --set tool=1 --out {d}/o", "'tool'"),
         ("fit {d}/store --set random_state__a=1 --out {d}/o", "no option 'random_state__a'"),
@@ -213,6 +216,8 @@ def test_model_files(files, capsys, file, layer):
         ("layers open_clip:ViT-B-32/openai", "--classes"),
         ("layers {d}/net.py:with_names --device cdua", "device 'cdua' cannot be used here"),
         ("layers {d}/net.py:with_names --device cuda:99", "device 'cuda:99' cannot be used here"),
+        ("explain {d}/nowhere {d}/photos --out {d}/net.py", "net.py is no folder"),
+        ("cache {d}/net.py:net {d}/photos --out {d}/a\0b", "NUL character"),
         ("explain {d}/net.py:net {d}/photos --classes {d}/latin.txt --out {d}/o", "latin.txt must"),
         ("explain {d}/net.py:with_names {d}/photos --target ² --out {d}/o", "unknown class '²'"),
         ("cache {d}/net.py:net {d}/photos --shard-mib nan --out {d}/o", "--shard-mib must be"),
@@ -237,6 +242,14 @@ def test_a_terminal_that_lacks_signs_is_told_all_the_same(files, monkeypatch):
         assert main([*words, "--classes", "bête,\udcff,<b>"]) == 0
     assert "\\xb1" in (files / "told").read_text()  # of ±
     assert Explanation.load(files / "o").target in ("bête", "\udcff", "<b>")
+
+
+def test_a_read_only_folder_is_told_before_anything_is_computed(files, capsys, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: path != files)
+    status, _, err = run(files, "explain {d}/nowhere {d}/photos --out {d}/deep/o", capsys)
+    assert status == 2
+    assert err.endswith(f"cannot be written, {files} is read-only: name another\n")
+    assert not (files / "deep").exists()
 
 
 def test_one_broken_picture_is_skipped_and_named(files, capsys):
