@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .checks import check_names, check_path
@@ -166,9 +166,13 @@ class ClassIndex(Mapping[str, Explanation]):
     def components(self, name: str) -> Tensor:
         """The dictionary's rows of the concepts on a class's card, ``(N_BEST or fewer, C)``."""
         card = self.cards[name]
-        with safe_open(self.folder / card.folder / TENSOR_FILE, "pt") as file:
-            rows: Tensor = file.get_tensor("components")
-        return rows[[concept.index for concept in card.concepts]]
+        path = self.folder / card.folder / TENSOR_FILE
+        try:
+            with safe_open(path, "pt") as file:
+                rows: Tensor = file.get_tensor("components")
+            return rows[[concept.index for concept in card.concepts]]
+        except (OSError, SafetensorError, IndexError) as error:
+            raise ValueError(f"{path} cannot be read: {error}") from error
 
     def verify(self) -> None:
         """Read every byte of stores, explanations and reports and compare it with its checksum.

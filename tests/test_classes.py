@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 from copy import deepcopy
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 
 import pytest
@@ -355,6 +355,18 @@ def test_an_index_that_was_made_up_is_refused(done, tmp_path, change, words):
     path.write_bytes(seal(unseal(path) | change))
     with pytest.raises(ValueError, match=words):
         ClassIndex(tmp_path)
+
+
+def test_components_that_cannot_be_read_are_named(done, tmp_path):
+    name = next(iter(done))
+    path = tmp_path / done.cards[name].folder / "tensors.safetensors"
+    card = done.cards[name]
+    done.cards[name] = replace(card, concepts=[replace(card.concepts[0], index=99)])
+    with pytest.raises(ValueError, match=r"tensors\.safetensors cannot be read"):
+        done.components(name)
+    path.write_bytes(b"no tensors")
+    with pytest.raises(ValueError, match=r"tensors\.safetensors cannot be read"):
+        done.components(name)
 
 
 def test_an_index_without_its_stores_is_not_whole(done, tmp_path):
