@@ -106,10 +106,10 @@ class Comparison:
         """Draw a panel an explanation; matched concepts share row and colour with the reference."""
         from matplotlib.figure import Figure
 
-        from .plots import colour
+        from .plots import colour, drawable
 
         order = [c.index for c in self.reference.concepts]
-        names = [c.name for c in self.reference.concepts]
+        names = [drawable(c.name) for c in self.reference.concepts]
         width = 2.2 + 2.3 * len(self.explanations)
         figure = Figure(figsize=(width, 1.2 + 0.32 * len(order)), layout="constrained")
         axes = figure.subplots(1, len(self.explanations), sharey=True, squeeze=False)[0]

@@ -24,6 +24,11 @@ def colour(rank: int) -> str:
     return PALETTE[rank % len(PALETTE)]
 
 
+def drawable(name: str) -> str:
+    """What a font can draw of a name: bytes that are no UTF-8, as files may have, become "?"."""
+    return name.encode(errors="replace").decode()
+
+
 def overlay(picture: Tensor, maps: Tensor, colours: list[str], opacity: float = 0.75) -> Tensor:
     """Paint concepts over a greyed picture, each where it is stronger than the others.
 

@@ -151,7 +151,7 @@ def test_bad_input_of_the_command(tmp_path, capsys, folders, words):
 
 
 def test_names_that_no_font_has_are_drawn(tmp_path):
-    first = replace(explanation(), target="\udcff", picture_names=["\udcff", *"bcde"])
+    first = replace(explanation(name="\udcff"), target="\udcff", picture_names=["\udcff", *"bcde"])
     comparison = compare({"out-\udcff": first, "\0": replace(first, provenance={"model": "$_{"})})
     assert "out-?" in comparison.to_html(tmp_path / "a.html").read_text()
 

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..clusters import MIN_PICTURES, cluster_graph
-from ..plots import colour, grid_maps, overlay, scaled_maps
+from ..plots import colour, drawable, grid_maps, overlay, scaled_maps
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -95,16 +95,12 @@ def thumbnail_uri(picture: Tensor) -> str:
 
 
 def figure_uri(figure: Figure) -> str:
-    """A matplotlib figure as a PNG inside a URI.
-
-    Dollars in names begin no formula, and bytes that are no UTF-8, as names of files may hold,
-    are question marks.
-    """
+    """A matplotlib figure as a PNG inside a URI; dollars in names begin no formula."""
     from matplotlib.text import Text
 
     for text in figure.findobj(Text):
         text.set_parse_math(False)
-        text.set_text(text.get_text().encode(errors="replace").decode())
+        text.set_text(drawable(text.get_text()))
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
