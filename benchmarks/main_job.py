@@ -17,7 +17,7 @@ from tables import goal
 from conceptlens import NMF
 from conceptlens.demo import demo_backbone, demo_pictures
 from conceptlens.extraction.rows import as_rows
-from conceptlens.extraction.starts import nndsvd
+from conceptlens.extraction.starts import low_rank, nndsvd
 from conceptlens.images import Pictures
 
 
@@ -53,7 +53,7 @@ def nmf() -> None:
     a = bb.activations(x).flatten(0, 1)
     print(f"NMF on {tuple(a.shape)} activations, {float((a == 0).float().mean()):.0%} zeros:")
     for k in (10, 25, 50):
-        u, v = nndsvd(as_rows(a), k, 0)
+        u, v = nndsvd(low_rank(as_rows(a), k, 0), k)
         u = u.T.contiguous()
         start = time.perf_counter()
         ours = NMF(k)

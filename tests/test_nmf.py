@@ -20,10 +20,11 @@ import conceptlens.extraction.nmf as nmf_module
 import conceptlens.extraction.nnls as nnls_module
 import conceptlens.extraction.rows as rows_module
 from conceptlens import NMF, ConvexNMF, SemiNMF
+from conceptlens.extraction.alternate import Solver
 from conceptlens.extraction.convex_nmf import _update_of
 from conceptlens.extraction.nnls import kkt_residual, nnls
 from conceptlens.extraction.rows import as_rows
-from conceptlens.extraction.starts import nndsvd
+from conceptlens.extraction.starts import low_rank, nndsvd
 from conceptlens.extraction.updates import multiplicative
 
 
@@ -52,7 +53,7 @@ def real_activations():
 @pytest.mark.parametrize(("k", "bound"), [(10, 1.001), (25, 1.001), (50, 1.002)])
 def test_objective_is_scikit_learns_on_real_activations(real_activations, k, bound):
     a = real_activations
-    u, v = nndsvd(as_rows(a), k, 0)
+    u, v = nndsvd(low_rank(as_rows(a), k, 0), k)
     u = u.T.contiguous()
     peer = ScikitNMF(k, init="custom", solver="cd", tol=1e-4, max_iter=1000)
     peer.fit_transform(a.numpy(), W=u.numpy().copy(), H=v.numpy().copy())
@@ -232,7 +233,7 @@ def test_a_warm_start_from_the_solution_ends_at_once():
     cold, warm = NMF(6).fit(a), NMF(6)
     again = warm.fit_transform(a, v=first.components_)
     torch.testing.assert_close(again, codes, rtol=1e-2, atol=1e-2)
-    assert warm.n_iter_ <= 4 < cold.n_iter_
+    assert 3 * warm.n_iter_ < cold.n_iter_
 
 
 def test_sparse_products_give_what_dense_ones_do(monkeypatch):
@@ -322,11 +323,12 @@ def test_a_fit_goes_on_from_its_checkpoint(tmp_path):
         NMF(5).fit(a, checkpoint=file)
 
 
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "foreign"])
 def test_a_damaged_checkpoint_is_refused(damage, tmp_path):
-    a, _ = planted()
+    a, _ = planted(noise=0.1)
     file = tmp_path / "nmf.safetensors"
-    NMF(6).fit(a, checkpoint=file)
+    NMF(6, tol=0, max_iter=20).fit(a, checkpoint=file)
     spoil(file, damage)
     with pytest.raises(ValueError, match=file.name):
         NMF(6).fit(a, checkpoint=file)
@@ -350,8 +352,9 @@ def test_two_processes_fit_as_one():
 def die_in_the_fit():
     a, _ = planted(dtype=torch.float64, noise=0.1)
     if distributed.rank() == 1:
-        nmf_module.SOLVERS["hals"] = deadly, deadly
-    NMF(5, tol=0, max_iter=200).fit(distributed.share_of(a), checkpoint=os.environ["KEPT"])
+        nmf_module.SOLVERS["mu"] = Solver(deadly, deadly)
+    nmf = NMF(5, solver="mu", tol=0, max_iter=200)
+    nmf.fit(distributed.share_of(a), checkpoint=os.environ["KEPT"])
 
 
 def deadly(x, gram, cross, *penalty, calls=[]):  # noqa: B006

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from .. import distributed
@@ -33,6 +31,18 @@ class Penalty:
     def of(self, total: float, squares: float) -> float:
         """Twice its value for a sum and a sum of squares."""
         return 2 * self.l1 * total + self.l2 * squares
+
+
+@dataclass(frozen=True)
+class Solver:
+    """The updates of U and V, as in `updates`, and what makes an extrapolated V feasible again.
+
+    Without the latter V is not extrapolated.
+    """
+
+    of_u: Update
+    of_v: Update
+    project: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -78,16 +88,16 @@ def alternate(
     rows: Rows,
     u: Tensor,
     v: Tensor,
-    updates: tuple[Update, Update],
+    solver: Solver,
     penalties: tuple[Penalty, Penalty] = (Penalty(), Penalty()),
     *,
-    project: Callable[[Tensor], Tensor] | None,
     tol: float,
     max_iter: int,
+    least: float | None = None,
     checkpoint: Checkpoint | None = None,
     done: int = 0,
-) -> tuple[Tensor, int]:
-    """Improve Uᵀ ``(k, n)`` in place, and return V ``(k, C)`` with the iterations done.
+) -> tuple[Tensor, int, bool]:
+    """Improve Uᵀ ``(k, n)`` in place; return V ``(k, C)``, the iterations, whether it converged.
 
     One iteration is one pass over the rows and forms two products with them: V Aᵀ and Uᵀ A. The
     objective comes from those and the Gram matrices. V is extrapolated along its last change, and
@@ -99,45 +109,42 @@ def alternate(
         A.
     u, v : Tensor
         Where to start.
-    updates : pair of callables
-        For U and for V, as in `updates`.
+    solver : Solver
+        How.
     penalties : pair of Penalty
         On U and on V.
-    project : callable or None
-        Brings an extrapolated V back among those allowed; None: no extrapolation.
     tol : float
         Stop once an iteration lowers the objective by less than this share of it.
     max_iter : int
-        The most iterations; reaching it warns.
+        The most iterations.
+    least : float, optional
+        Stop also where it lowers it by less than this share of ‖A‖²; by default, by what is noise.
     checkpoint : Checkpoint, optional
         Where V is kept every few iterations.
     done : int
         Iterations that an earlier, interrupted fit did.
     """
     step, ceiling, last, stalled = FIRST, MOST, float("inf"), False
-    ahead, noise = v.clone(), torch.finfo(v.dtype).eps * rows.norm2 / 10
+    ahead, least = v.clone(), torch.finfo(v.dtype).eps / 10 if least is None else least
     for iteration in range(done + 1, max_iter + 1):
-        gram, cross, total = _pass(rows, u, ahead, updates[0], penalties[0])
+        gram, cross, total = _pass(rows, u, ahead, solver.of_u, penalties[0])
         new = ahead.clone()
-        updates[1](new, gram, cross, penalties[1].l1, penalties[1].l2)
+        solver.of_v(new, gram, cross, penalties[1].l1, penalties[1].l2)
         objective = _objective(rows.norm2, gram, cross, new, total, penalties)
-        before, stalled = stalled, last - objective <= max(tol * objective, noise)
+        before, stalled = stalled, last - objective <= max(tol * objective, least * rows.norm2)
         if stalled and before:
-            return new, iteration
+            return new, iteration, True
         if stalled:  # too far ahead, or at the end: a plain iteration tells
             ceiling, step, ahead = step, step / FALL, new
-        elif project is not None:
-            ahead = project(torch.lerp(v, new, 1 + step))
+        elif solver.project is not None:
+            ahead = solver.project(torch.lerp(v, new, 1 + step))
             step, ceiling = min(ceiling, GROWTH * step), min(MOST, CEILING_GROWTH * ceiling)
         else:
             ahead = new
         v, last = new, objective
         if checkpoint is not None and iteration % checkpoint.every == 0:
             checkpoint.save(rows, v, iteration)
-    warnings.warn(
-        f"not converged after max_iter={max_iter} iterations", ConvergenceWarning, stacklevel=4
-    )
-    return v, max_iter
+    return v, max_iter, False
 
 
 def _pass(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import distributed
-from .alternate import Checkpoint, Update, alternate
+from .alternate import Solver, Update, alternate
 from .nmf import NMF
 from .rows import Rows
 from .updates import hals
@@ -76,16 +76,13 @@ class ConvexNMF(NMF):
         codes = torch.nn.functional.one_hot(labels, self.n_components).T.to(a) + SOFTENING
         return codes, _averages(codes) @ a
 
-    def _alternate(
-        self, rows: Rows, u: Tensor, v: Tensor, checkpoint: Checkpoint | None, done: int
-    ) -> tuple[Tensor, int]:
+    def _alternate(self, rows: Rows, u: Tensor, v: Tensor, **how: Any) -> tuple[Tensor, int, bool]:
         a, w = _in_memory(rows), _averages(u)
-        _, done = alternate(
-            rows, u, w @ a, (hals, _update_of(w, u, a)), self._penalties(rows.n_all, rows.channels),
-            project=None, tol=self.tol, max_iter=self.max_iter, checkpoint=checkpoint, done=done,
-        )  # fmt: skip
+        solver = Solver(hals, _update_of(w, u, a))
+        penalties = self._penalties(rows.n_all, rows.channels)
+        _, done, converged = alternate(rows, u, w @ a, solver, penalties, **how)
         self.weights_ = _averages(w)
-        return self.weights_ @ a, done
+        return self.weights_ @ a, done, converged
 
 
 def _update_of(w: Tensor, u: Tensor, a: Tensor) -> Update:

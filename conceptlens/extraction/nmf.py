@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
+from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from ..checks import check_number, check_seed, check_whole
 from . import starts
-from .alternate import Checkpoint, Penalty, Update, alternate, squared_error
+from .alternate import Checkpoint, Penalty, Solver, alternate, squared_error
 from .base import SklearnExtractor, check_codes, check_rows, check_transform, like
 from .implicit import implicit_nnls_from_grams
 from .rows import Rows, as_rows, blocks_of
 from .updates import hals, hals_of_v, multiplicative
 
-SOLVERS: dict[str, tuple[Update, Update]] = {
-    "hals": (hals, hals_of_v),
-    "mu": (multiplicative, multiplicative),
+SOLVERS: dict[str, Solver] = {
+    "hals": Solver(hals, hals_of_v, lambda v: v.clamp_(min=0)),
+    "mu": Solver(multiplicative, multiplicative),
 }
-STARTS = {"nndsvd": starts.nndsvd, "nndsvda": starts.nndsvda, "random": starts.random}
+STARTS = {"nndsvd": starts.nndsvd, "nndsvda": starts.nndsvda}
+# Rows of low rank stand for all until an iteration lowers the objective by less than this share of
+# ‖A‖². A smaller share costs iterations and led into other optima (benchmarks/nmf.py).
+COARSE = 3e-5
+# The most of these iterations: not `max_iter`, of which the path of a fit should not depend.
+COARSE_ITER = 100
 
 
 class NMF(SklearnExtractor):
@@ -30,7 +37,8 @@ class NMF(SklearnExtractor):
     + alpha_H·n·(l1_ratio ΣV + ½(1 − l1_ratio)‖V‖²)`` by hierarchical alternating least squares:
     per iteration two products with the data, a few sweeps over the concepts after each, and an
     extrapolation of V that restarts when the objective rises. A − UV is never formed. Rows in
-    memory of which less than a third is not zero are multiplied as sparse ones.
+    memory of which less than a third is not zero are multiplied as sparse ones. The start, unless
+    random, is improved on what the k + 10 leading singular triplets hold of the rows.
 
     A store, or whatever has ``vectors(batch_size, shuffle)``, is fitted out of core: beside what
     the store needs to read, memory holds a block of 16 MiB (or 256 rows), its codes and the codes
@@ -83,6 +91,7 @@ class NMF(SklearnExtractor):
     """
 
     requires_nonnegative = True
+    _starts = STARTS
 
     def __init__(
         self,
@@ -90,7 +99,7 @@ class NMF(SklearnExtractor):
         *,
         solver: str = "hals",
         init: str = "nndsvd",
-        tol: float = 1e-5,
+        tol: float = 3e-6,
         max_iter: int = 500,
         alpha_W: float = 0.0,
         alpha_H: float | str = "same",
@@ -196,7 +205,10 @@ class NMF(SklearnExtractor):
                 f"the squares of all activations sum to {rows.norm2:.3g}, out of the range that "
                 f"{rows.empty.dtype} computes with: rescale them or give float64"
             )
-        for name, given, known in (("init", self.init, STARTS), ("solver", self.solver, SOLVERS)):
+        for name, given, known in (
+            ("init", self.init, [*STARTS, "random"]),
+            ("solver", self.solver, SOLVERS),
+        ):
             if given not in known:
                 raise ValueError(f"{name} must be one of {list(known)}, got {given!r}")
 
@@ -232,7 +244,15 @@ class NMF(SklearnExtractor):
         if found is not None:
             (v, done), u = found, None
         u, v = self._start(rows, u, v)
-        v, self.n_iter_ = self._alternate(rows, u, v, kept, done)
+        v, self.n_iter_, converged = self._alternate(
+            rows, u, v, tol=self.tol, max_iter=self.max_iter, checkpoint=kept, done=done
+        )
+        if not converged:
+            warnings.warn(
+                f"not converged after max_iter={self.max_iter} iterations",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
         self.components_, self.n_features_in_ = v, rows.channels
         cross = rows.cross(v)
         u = self._exact(v, cross.T, rows.channels, u).T
@@ -249,16 +269,21 @@ class NMF(SklearnExtractor):
         return u.T.to(rows.empty, copy=True).contiguous(), v
 
     def _first(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        return STARTS[self.init](rows, self.n_components, self.random_state)
+        """The start, improved on rows of low rank as far as those will do."""
+        if self.init == "random":
+            return starts.random(rows, self.n_components, self.random_state)
+        low = starts.low_rank(rows, self.n_components, self.random_state)
+        u, v = self._starts[self.init](low, self.n_components)
+        if self.solver == "hals":
+            v, _, _ = self._alternate(low, u, v, tol=0, max_iter=COARSE_ITER, least=COARSE)
+        return u, v
 
-    def _alternate(
-        self, rows: Rows, u: Tensor, v: Tensor, checkpoint: Checkpoint | None, done: int
-    ) -> tuple[Tensor, int]:
-        return alternate(
-            rows, u, v, SOLVERS[self.solver], self._penalties(rows.n_all, rows.channels),
-            project=(lambda x: x.clamp_(min=0)) if self.solver == "hals" else None,
-            tol=self.tol, max_iter=self.max_iter, checkpoint=checkpoint, done=done,
-        )  # fmt: skip
+    def _solver(self) -> Solver:
+        return SOLVERS[self.solver]
+
+    def _alternate(self, rows: Rows, u: Tensor, v: Tensor, **how: Any) -> tuple[Tensor, int, bool]:
+        penalties = self._penalties(rows.n_all, rows.channels)
+        return alternate(rows, u, v, self._solver(), penalties, **how)
 
     def _exact(self, v: Tensor, b: Tensor, channels: int, u: Tensor | None = None) -> Tensor:
         """The best codes ``(n, k)`` for `v`, from ``b = A Vᵀ``, and from near ones if given."""

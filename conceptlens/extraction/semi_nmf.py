@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from . import starts
-from .alternate import Checkpoint, alternate
-from .nmf import NMF
-from .rows import Rows
+from .alternate import Solver
+from .nmf import NMF, STARTS
 from .updates import hals, least_squares
 
 
@@ -24,17 +21,7 @@ class SemiNMF(NMF):
     """
 
     requires_nonnegative = False
+    _starts = dict.fromkeys(STARTS, starts.split)
 
-    def _alternate(
-        self, rows: Rows, u: Tensor, v: Tensor, checkpoint: Checkpoint | None, done: int
-    ) -> tuple[Tensor, int]:
-        return alternate(
-            rows, u, v, (hals, least_squares), self._penalties(rows.n_all, rows.channels),
-            project=lambda x: x, tol=self.tol, max_iter=self.max_iter,
-            checkpoint=checkpoint, done=done,
-        )  # fmt: skip
-
-    def _first(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        if self.init == "random":
-            return super()._first(rows)
-        return starts.split(rows, self.n_components, self.random_state)
+    def _solver(self) -> Solver:
+        return Solver(hals, least_squares, lambda v: v)

@@ -6,16 +6,14 @@ import torch
 from torch import Tensor
 
 from .. import distributed
-from .rows import Rows
+from .rows import PART, LowRankRows, Rows
 
 # Subspace iterations: a start needs no more (measured by the objective after the fit).
 POWERS = 3
-# Rows whose left vectors are multiplied in float64 at a time.
-PART = 2**14
 
 
-def leading_svd(rows: Rows, k: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The k leading singular triplets, left vectors as rows ``(k, n)``.
+def low_rank(rows: Rows, k: int, seed: int) -> LowRankRows:
+    """The rows' part in their k + 10 leading singular triplets.
 
     A randomised subspace (Halko et al. 2011) is iterated with AᵀA, one pass over the rows each, so
     that nothing taller than C × (k + 10) is orthogonalised, whatever the number of rows.
@@ -31,15 +29,14 @@ def leading_svd(rows: Rows, k: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     for part in left.split(PART, 1):
         gram += part.double() @ part.double().T
     squares, turn = torch.linalg.eigh(distributed.all_reduce_(gram))
-    values = squares.flip(0)[:k].clamp(min=0).sqrt()
-    turn = turn.flip(1)[:, :k].T
-    # Rows of lower rank than k have triplets of zeros; dividing by those would give infinities.
+    values, turn = squares.flip(0).clamp(min=0).sqrt(), turn.flip(1).T
+    # Rows of lower rank have triplets of zeros; dividing by those would give infinities.
     there = values > torch.finfo(left.dtype).eps * values[0]
     left = (turn / torch.where(there, values, torch.inf)[:, None]).to(left) @ left
-    return left, values.to(left), turn.to(left) @ basis
+    return LowRankRows(rows, left, values.to(left), turn.to(left) @ basis)
 
 
-def nndsvd(rows: Rows, k: int, seed: int) -> tuple[Tensor, Tensor]:
+def nndsvd(rows: LowRankRows, k: int) -> tuple[Tensor, Tensor]:
     """Start Uᵀ ``(k, n)`` and V ``(k, C)`` from the nonnegative parts of the singular pairs.
 
     References
@@ -47,7 +44,7 @@ def nndsvd(rows: Rows, k: int, seed: int) -> tuple[Tensor, Tensor]:
     Boutsidis & Gallopoulos, "SVD based initialization: a head start for nonnegative matrix
     factorization", Pattern Recognition 2008.
     """
-    left, values, right = leading_svd(rows, k, seed)
+    left, values, right = rows.left[:k], rows.values[:k], rows.right[:k]
     lengths = torch.stack([_lengths(left), _lengths(-left)])  # (2, k): of + and − parts
     widths = torch.stack([right.clamp(min=0).norm(dim=1), (-right).clamp(min=0).norm(dim=1)])
     best = (lengths * widths).argmax(0, keepdim=True)
@@ -59,10 +56,17 @@ def nndsvd(rows: Rows, k: int, seed: int) -> tuple[Tensor, Tensor]:
     return u, v
 
 
-def nndsvda(rows: Rows, k: int, seed: int) -> tuple[Tensor, Tensor]:
+def nndsvda(rows: LowRankRows, k: int) -> tuple[Tensor, Tensor]:
     """`nndsvd` with the mean in place of zeros, which multiplicative updates could not leave."""
-    u, v = nndsvd(rows, k, seed)
+    u, v = nndsvd(rows, k)
     return u.masked_fill_(u == 0, rows.mean), v.masked_fill_(v == 0, rows.mean)
+
+
+def split(rows: LowRankRows, k: int) -> tuple[Tensor, Tensor]:
+    """Singular pairs, each signed so that the left vector's positive part is the larger."""
+    left, values, right = rows.left[:k], rows.values[:k], rows.right[:k]
+    sign = torch.where(_lengths(left) >= _lengths(-left), values, -values)[:, None]
+    return (left * sign.sign()).clamp(min=0), right * sign
 
 
 def random(rows: Rows, k: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -70,13 +74,6 @@ def random(rows: Rows, k: int, seed: int) -> tuple[Tensor, Tensor]:
     scale = (abs(rows.mean) / k) ** 0.5
     v = torch.rand(k, rows.channels, generator=torch.Generator().manual_seed(seed))
     return rows.empty.new_full((k, rows.n), scale), (2 * scale * v).to(rows.empty)
-
-
-def split(rows: Rows, k: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Singular pairs, each signed so that the left vector's positive part is the larger."""
-    left, values, right = leading_svd(rows, k, seed)
-    sign = torch.where(_lengths(left) >= _lengths(-left), values, -values)[:, None]
-    return (left * sign.sign()).clamp(min=0), right * sign
 
 
 def _lengths(left: Tensor) -> Tensor:

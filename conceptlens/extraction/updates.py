@@ -14,7 +14,7 @@ SWEEPS = 2
 # Over V, which is small; see how the extrapolation was chosen in `alternate`.
 SWEEPS_OF_V = 3
 # Columns swept at once, so that a block of X stays in the cache.
-CACHED = 2**18
+CACHED = 2**19
 
 
 def hals(
@@ -23,15 +23,17 @@ def hals(
     """Coordinate descent on the rows of `x`: each becomes its exact minimum in turn."""
     diagonal = gram.diagonal() + l2
     used = diagonal > 0
-    weights = gram / torch.where(used, diagonal, 1)[:, None]
+    scale = torch.where(used, diagonal, 1)[:, None]
+    weights = gram / scale
     weights.fill_diagonal_(0)
-    rows = [int(j) for j in used.nonzero()]
-    for columns in range(0, x.shape[1], max(1, CACHED // len(x))):
-        part = slice(columns, columns + max(1, CACHED // len(x)))
-        block, target = x[:, part], (cross[:, part] - l1) / torch.where(used, diagonal, 1)[:, None]
+    rows, weight = used.nonzero()[:, 0].tolist(), weights.unbind()
+    columns = max(1, CACHED // len(x))
+    for block, crossed in zip(x.split(columns, 1), cross.split(columns, 1), strict=True):
+        target, parts, new = ((crossed - l1) / scale).unbind(), block.unbind(), block.new_empty(0)
         for _ in range(sweeps):
             for j in rows:
-                block[j] = torch.addmv(target[j], block.T, weights[j], alpha=-1).clamp_(min=0)
+                new = torch.addmv(target[j], block.T, weight[j], alpha=-1, out=new)
+                torch.clamp(new, min=0, out=parts[j])
 
 
 def hals_of_v(x: Tensor, gram: Tensor, cross: Tensor, l1: float = 0, l2: float = 0) -> None:

@@ -168,7 +168,7 @@ def stop_autoencoder(folder: Path) -> None:
 
 
 def fit_nmf(folder: Path, iterations: int = 20) -> Any:
-    nmf = NMF(3, tol=0, max_iter=iterations)
+    nmf = NMF(3, init="random", tol=0, max_iter=iterations)
     nmf.fit(rows(), checkpoint=folder / "nmf.safetensors")
     return nmf.components_, nmf.n_iter_, nmf.reconstruction_err_
 
