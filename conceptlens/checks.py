@@ -72,10 +72,10 @@ def all_finite(value: Tensor) -> bool:
 
 
 def check_finite(value: Tensor, name: str) -> None:
-    """Raise if `value` holds NaN or infinite values; the message counts them."""
+    """Raise if `value` holds NaN or infinite values; the message counts those."""
     if not all_finite(value):
         bad = int((~value.isfinite()).sum())
-        raise ValueError(f"{name} hold NaN or infinite values: {bad} of {value.numel()}")
+        raise ValueError(f"{name} must be finite: {bad} of {value.numel()} are NaN or infinite")
 
 
 def check_backbone(value: Any, name: str = "backbone") -> None:

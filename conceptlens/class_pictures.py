@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .backbone import Backbone
 from .batching import in_batches
-from .checks import check_names
+from .checks import check_finite, check_names
 from .images import Pictures
 from .progress import bar
 
@@ -91,8 +91,7 @@ def _check(bb: Backbone, a: Tensor, logits: Tensor, target: int | None) -> None:
         check_names(bb.class_names, "class_names", logits.shape[1])
     if target is not None and target >= logits.shape[1]:
         raise ValueError(f"class {target} does not exist: the model has {logits.shape[1]} classes")
-    if not torch.isfinite(a).all():
-        raise ValueError(f"the activations of layer {bb.layer!r} hold NaN or infinite values")
+    check_finite(a, f"the activations of layer {bb.layer!r}")
 
 
 def class_name(bb: Backbone, index: int) -> str:

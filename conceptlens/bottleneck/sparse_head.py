@@ -13,6 +13,7 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
+from ..checks import check_finite
 from ..progress import bar
 from .sparse_solver import Loss, Penalty, solve
 
@@ -226,8 +227,7 @@ def _check(
         raise ValueError(
             f"codes must be float32 or float64 (n, k), got {codes.dtype} {tuple(codes.shape)}"
         )
-    if not torch.isfinite(codes).all():
-        raise ValueError(f"codes hold NaN or infinite values: {int((~codes.isfinite()).sum())}")
+    check_finite(codes, "codes")
     if y.shape != codes.shape[:1] or y.is_floating_point() or len(y) == 0:
         raise ValueError(f"y must hold a class index for each of {len(codes)} rows, got {y}")
     if n_classes < 2 or int(y.min()) < 0 or int(y.max()) >= n_classes:

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import check_finite
+
 
 def check_shape(value: Any, name: str, letters: str, **sizes: int) -> Tensor:
     """Return `value` as a finite tensor with one axis a letter of `letters`, none of them empty.
@@ -31,8 +33,7 @@ def check_shape(value: Any, name: str, letters: str, **sizes: int) -> Tensor:
             axis if w is None else f"{axis} = {w}" for axis, w in zip(axes, wanted, strict=True)
         )
         raise ValueError(f"{name} must have shape ({shape}), got {tuple(tensor.shape)}")
-    if tensor.is_floating_point() and not tensor.isfinite().all():
-        raise ValueError(f"{name} holds NaN or infinite values: {int((~tensor.isfinite()).sum())}")
+    check_finite(tensor, name)
     return tensor
 
 
