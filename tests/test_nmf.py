@@ -301,6 +301,33 @@ print(after - before, peak() - before, float((streamed.components_ - held.compon
 """
 
 
+CODES = """
+from conceptlens.extraction.nmf import NMF
+
+N, BLOCKS, K = 4096, 96, 16
+
+class Stream:
+    shape = (N * BLOCKS, 1, K)
+    def vectors(self, batch_size, shuffle=True):
+        for i in range(BLOCKS):
+            yield torch.rand(N, K, generator=torch.Generator().manual_seed(i))
+
+class One(Stream):
+    def vectors(self, batch_size, shuffle=True):
+        yield next(super().vectors(batch_size))
+
+NMF(K, max_iter=2).fit(One())
+before = peak()
+NMF(K, max_iter=2).fit(Stream())
+print(peak() - before, 4 * K * N * BLOCKS / 2**20)
+"""
+
+
+def test_a_stream_takes_the_memory_of_its_codes_three_times():
+    taken, codes = printed_by(CODES)
+    assert taken < 3.5 * codes
+
+
 def test_a_stream_of_four_times_the_allowed_memory_stays_within_it():
     """192 MiB of rows, 48 allowed: a few blocks of 2 MiB here, and codes of 1 MiB."""
     streamed, held, difference = printed_by(MEMORY)

@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import distributed
 from ..files import write_atomically
 from ..sealing import check_tensors, pack, unpack
-from .rows import Rows
+from .rows import PART, Rows
 
 Update = Callable[..., None]
 # How the extrapolation's length reacts: it grows slowly and falls at once (Ang & Gillis 2019).
@@ -183,8 +183,10 @@ def squared_error(rows: Rows, u: Tensor, v: Tensor, cross: Tensor) -> float:
 
     From Gram matrices, except where the residual is so small that they would lose its digits.
     """
-    v64 = v.double()
-    overlap = ((u.double() @ u.double().T) * (v64 @ v64.T)).sum() - 2 * (u.double() * cross).sum()
+    v64, overlap = v.double(), rows.empty.new_zeros((), dtype=torch.float64)
+    for codes, crossed in zip(u.split(PART, 1), cross.split(PART, 1), strict=True):
+        codes = codes.double()
+        overlap += ((codes @ codes.T) * (v64 @ v64.T)).sum() - 2 * (codes * crossed).sum()
     error = rows.norm2 + float(distributed.all_reduce_(overlap))
     if error > 1e-3 * rows.norm2:
         return error

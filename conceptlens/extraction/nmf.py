@@ -289,4 +289,5 @@ class NMF(SklearnExtractor):
         """The best codes ``(n, k)`` for `v`, from ``b = A Vᵀ``, and from near ones if given."""
         penalty, _ = self._penalties(0, channels)
         gram = v @ v.T + penalty.l2 * torch.eye(len(v)).to(v)
-        return implicit_nnls_from_grams(gram, b - penalty.l1, None if u is None else u.T)
+        b = b - penalty.l1 if penalty.l1 else b
+        return implicit_nnls_from_grams(gram, b, None if u is None else u.T)

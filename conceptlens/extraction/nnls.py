@@ -6,6 +6,7 @@ import scipy.optimize
 import torch
 from torch import Tensor
 
+from .rows import PART
 from .updates import hals
 
 # Rows solved at once: their k × k systems take chunk · k² numbers, which fit a cache.
@@ -44,20 +45,22 @@ def nnls_from_grams(gram: Tensor, b: Tensor, start: Tensor | None = None) -> Ten
 
     Codes ``(n, k)`` near the solution, if there are any to `start` from, spare most of the sweeps.
     """
-    sweeps = 20 if start is None else 5
-    codes = torch.zeros_like(b) if start is None else start
-    codes = codes.T.clone(memory_format=torch.contiguous_format)
-    hals(codes, gram, b.T.contiguous(), sweeps=sweeps)
-    k = len(gram)
-    # A product in float32 is not symmetric to the last bit, and exchanges then cycle.
-    gram, right = (gram.double() + gram.T.double()) / 2, b.double()
-    # A dictionary with repeated rows has many solutions; the ridge picks one.
-    scale = gram.diagonal().max().clamp(min=torch.finfo(torch.float64).tiny)
-    gram = gram + 1e-12 * scale * torch.eye(k, dtype=gram.dtype, device=gram.device)
-    supports = codes.T > 0
+    k, sweeps = len(gram), 20 if start is None else 5
     chunk = max(1, CHUNK_NUMBERS // k**2)
-    pairs = zip(right.split(chunk), supports.split(chunk), strict=True)
-    return torch.cat([_pivot(gram, rows, passive, scale) for rows, passive in pairs]).to(b.dtype)
+    # A product in float32 is not symmetric to the last bit, and exchanges then cycle.
+    exact = (gram.double() + gram.T.double()) / 2
+    # A dictionary with repeated rows has many solutions; the ridge picks one.
+    scale = exact.diagonal().max().clamp(min=torch.finfo(torch.float64).tiny)
+    exact = exact + 1e-12 * scale * torch.eye(k, dtype=exact.dtype, device=exact.device)
+    codes = b.new_empty(b.shape)
+    for first in range(0, len(b), PART):
+        part = slice(first, first + PART)
+        near = torch.zeros_like(b[part]) if start is None else start[part]
+        near = near.T.clone(memory_format=torch.contiguous_format)
+        hals(near, gram, b[part].T.contiguous(), sweeps=sweeps)
+        pairs = zip(b[part].double().split(chunk), (near.T > 0).split(chunk), strict=True)
+        codes[part] = torch.cat([_pivot(exact, rows, passive, scale) for rows, passive in pairs])
+    return codes
 
 
 def _pivot(gram: Tensor, b: Tensor, passive: Tensor, scale: Tensor) -> Tensor:

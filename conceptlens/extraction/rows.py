@@ -22,7 +22,7 @@ SPARSE_BELOW = 0.3
 BLOCK_BYTES = 16 * 2**20
 # Numbers that stay in the cache while the zeros among them are left out.
 CACHED = 2**19
-# Rows of low rank that are taken at a time.
+# Rows that are taken at a time where nothing but their codes may take memory.
 PART = 2**14
 
 

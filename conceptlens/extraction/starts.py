@@ -32,7 +32,9 @@ def low_rank(rows: Rows, k: int, seed: int) -> LowRankRows:
     values, turn = squares.flip(0).clamp(min=0).sqrt(), turn.flip(1).T
     # Rows of lower rank have triplets of zeros; dividing by those would give infinities.
     there = values > torch.finfo(left.dtype).eps * values[0]
-    left = (turn / torch.where(there, values, torch.inf)[:, None]).to(left) @ left
+    to_left = (turn / torch.where(there, values, torch.inf)[:, None]).to(left)
+    for part in left.split(PART, 1):
+        part.copy_(to_left @ part)
     return LowRankRows(rows, left, values.to(left), turn.to(left) @ basis)
 
 
@@ -45,7 +47,7 @@ def nndsvd(rows: LowRankRows, k: int) -> tuple[Tensor, Tensor]:
     factorization", Pattern Recognition 2008.
     """
     left, values, right = rows.left[:k], rows.values[:k], rows.right[:k]
-    lengths = torch.stack([_lengths(left), _lengths(-left)])  # (2, k): of + and − parts
+    lengths = torch.stack([_lengths(left.clamp(min=0)), _lengths(left.clamp(max=0))])  # (2, k)
     widths = torch.stack([right.clamp(min=0).norm(dim=1), (-right).clamp(min=0).norm(dim=1)])
     best = (lengths * widths).argmax(0, keepdim=True)
     sign = 1 - 2 * best[0, :, None]
@@ -65,8 +67,9 @@ def nndsvda(rows: LowRankRows, k: int) -> tuple[Tensor, Tensor]:
 def split(rows: LowRankRows, k: int) -> tuple[Tensor, Tensor]:
     """Singular pairs, each signed so that the left vector's positive part is the larger."""
     left, values, right = rows.left[:k], rows.values[:k], rows.right[:k]
-    sign = torch.where(_lengths(left) >= _lengths(-left), values, -values)[:, None]
-    return (left * sign.sign()).clamp(min=0), right * sign
+    positive = _lengths(left.clamp(min=0)) >= _lengths(left.clamp(max=0))
+    sign = torch.where(positive, values, -values)[:, None]
+    return (left * sign.sign()).clamp_(min=0), right * sign
 
 
 def random(rows: Rows, k: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -77,5 +80,5 @@ def random(rows: Rows, k: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def _lengths(left: Tensor) -> Tensor:
-    """Norms of the positive parts of rows ``(k, n)``, over all processes."""
-    return distributed.all_reduce_(left.clamp(min=0).square().sum(1)).sqrt()
+    """Norms of rows ``(k, n)``, over all processes."""
+    return distributed.all_reduce_(torch.linalg.vector_norm(left, dim=1).square()).sqrt()
