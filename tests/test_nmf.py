@@ -65,6 +65,20 @@ def test_objective_is_scikit_learns_on_real_activations(real_activations, k, bou
     assert kkt_residual(a, ours.components_, ours.transform(a)) <= 1e-4
 
 
+def test_rows_of_low_rank_are_those_of_the_singular_triplets(device):
+    a = planted(k=30, dtype=torch.float64)[0].to(device)  # 15 triplets hold a part of it
+    low = low_rank(as_rows(a), 5, 0)
+    left, values, right = torch.linalg.svd(a, full_matrices=False)
+    held = left[:, :15] * values[:15] @ right[:15]
+    torch.testing.assert_close(low.values[:5], values[:5], rtol=1e-3, atol=0)
+    u, v = torch.rand(3, 400).to(a), torch.rand(3, 60).to(a)
+    own = torch.cat([block.dense() for _, block in low])
+    assert (own - a).norm() < 1.05 * (held - a).norm()
+    assert low.norm2 == pytest.approx(float(own.square().sum()))
+    torch.testing.assert_close(low.cross(v), v @ own.T)
+    torch.testing.assert_close(low.times(u), u @ own)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_planted_factors_are_found(dtype, device):
     a, v = planted(dtype=dtype)
