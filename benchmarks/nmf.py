@@ -86,7 +86,7 @@ def squared_error(a: torch.Tensor, u: torch.Tensor, v: torch.Tensor) -> float:
 
 
 def fewest(a: torch.Tensor, k: int, target: float, most: int) -> int | None:
-    """The least multiple of five iterations that comes within `ENOUGH` of the target, if any."""
+    """The fewest iterations that come within `ENOUGH` of the target, if any."""
 
     def reaches(count: int) -> bool:
         return NMF(k, max_iter=count).fit(a).reconstruction_err_ ** 2 <= ENOUGH * target

@@ -244,10 +244,10 @@ def test_a_warm_start_from_the_solution_ends_at_once():
     a, _ = planted(noise=0.1)
     first = NMF(6, tol=1e-7)
     codes = first.fit_transform(a)
-    cold, warm = NMF(6).fit(a), NMF(6)
+    cold, warm = NMF(6, tol=1e-5).fit(a), NMF(6, tol=1e-5)
     again = warm.fit_transform(a, v=first.components_)
     torch.testing.assert_close(again, codes, rtol=1e-2, atol=1e-2)
-    assert 3 * warm.n_iter_ < cold.n_iter_
+    assert warm.n_iter_ <= 4 < cold.n_iter_
 
 
 def test_sparse_products_give_what_dense_ones_do(monkeypatch):
@@ -288,53 +288,47 @@ def test_a_stream_is_fitted_as_rows_in_memory(estimator, dtype):
     torch.testing.assert_close(streamed.transform(Stream(a)), codes, rtol=1e-4, atol=1e-4)
 
 
-MEMORY = """
+STREAM = """
 from conceptlens.extraction.nmf import NMF
 
-N, C, BLOCKS = 512, 1024, 96
-
 class Stream:
-    shape = (N * BLOCKS, 1, C)
+    def __init__(self, seeds):
+        self.seeds, self.shape = seeds, (N * len(seeds), 1, C)
     def vectors(self, batch_size, shuffle=True):
-        for i in range(BLOCKS):
-            g = torch.Generator().manual_seed(i)
-            u = torch.rand(N, 4, generator=g)
-            v = torch.rand(4, C, generator=torch.Generator().manual_seed(0))
-            yield from (u @ v + 0.1).split(batch_size)
+        for i in self.seeds:
+            yield from block(torch.Generator().manual_seed(i)).split(batch_size)
+"""
+MEMORY = (
+    STREAM
+    + """
+N, C, BLOCKS = 512, 1024, range(96)
+V = torch.rand(4, C, generator=torch.Generator().manual_seed(0))
 
-class One(Stream):
-    def vectors(self, batch_size, shuffle=True):
-        yield next(super().vectors(batch_size))
+def block(generator):
+    return torch.rand(N, 4, generator=generator) @ V + 0.1
 
-NMF(4, max_iter=2).fit(One())
+NMF(4, max_iter=2).fit(Stream(BLOCKS[:1]))
 before = peak()
-streamed = NMF(4, max_iter=2).fit(Stream())
+streamed = NMF(4, max_iter=2).fit(Stream(BLOCKS))
 after = peak()
-held = NMF(4, max_iter=2).fit(torch.cat(list(Stream().vectors(N))))
+held = NMF(4, max_iter=2).fit(torch.cat(list(Stream(BLOCKS).vectors(N))))
 print(after - before, peak() - before, float((streamed.components_ - held.components_).abs().max()))
 """
+)
+CODES = (
+    STREAM
+    + """
+N, C, BLOCKS = 4096, 16, range(96)
 
+def block(generator):
+    return torch.rand(N, C, generator=generator)
 
-CODES = """
-from conceptlens.extraction.nmf import NMF
-
-N, BLOCKS, K = 4096, 96, 16
-
-class Stream:
-    shape = (N * BLOCKS, 1, K)
-    def vectors(self, batch_size, shuffle=True):
-        for i in range(BLOCKS):
-            yield torch.rand(N, K, generator=torch.Generator().manual_seed(i))
-
-class One(Stream):
-    def vectors(self, batch_size, shuffle=True):
-        yield next(super().vectors(batch_size))
-
-NMF(K, max_iter=2).fit(One())
+NMF(C, max_iter=2).fit(Stream(BLOCKS[:1]))
 before = peak()
-NMF(K, max_iter=2).fit(Stream())
-print(peak() - before, 4 * K * N * BLOCKS / 2**20)
+NMF(C, max_iter=2).fit(Stream(BLOCKS))
+print(peak() - before, 4 * C * N * len(BLOCKS) / 2**20)
 """
+)
 
 
 def test_a_stream_takes_the_memory_of_its_codes_three_times():

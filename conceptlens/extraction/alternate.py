@@ -183,10 +183,10 @@ def squared_error(rows: Rows, u: Tensor, v: Tensor, cross: Tensor) -> float:
 
     From Gram matrices, except where the residual is so small that they would lose its digits.
     """
-    v64, overlap = v.double(), rows.empty.new_zeros((), dtype=torch.float64)
+    gram, overlap = v.double() @ v.double().T, rows.empty.new_zeros((), dtype=torch.float64)
     for codes, crossed in zip(u.split(PART, 1), cross.split(PART, 1), strict=True):
         codes = codes.double()
-        overlap += ((codes @ codes.T) * (v64 @ v64.T)).sum() - 2 * (codes * crossed).sum()
+        overlap += ((codes @ codes.T) * gram).sum() - 2 * (codes * crossed).sum()
     error = rows.norm2 + float(distributed.all_reduce_(overlap))
     if error > 1e-3 * rows.norm2:
         return error

@@ -111,9 +111,10 @@ def check_rows(a: Any, name: str = "a") -> Tensor:
         raise TypeError(f"{name} must be rows (n, C), got {type(a).__name__}")
     if not isinstance(a, Tensor):
         a = check_array(a, dtype=(np.float64, np.float32), input_name=name)
-    with warnings.catch_warnings():  # rows are never written to
-        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-        rows = torch.as_tensor(a)
+        with warnings.catch_warnings():  # rows are never written to
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+            a = torch.as_tensor(a)
+    rows: Tensor = a
     if rows.ndim != 2 or 0 in rows.shape:
         raise ValueError(f"{name} must have shape (n, C) with n, C ≥ 1, got {tuple(rows.shape)}")
     if not rows.is_floating_point():

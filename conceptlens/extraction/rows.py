@@ -69,19 +69,20 @@ class SparseBlock(Block):
 
 
 class LowRankBlock(Block):
-    """Rows that are the products of `left` ``(k, b)``, turned, with `right` ``(k, C)``."""
+    """Rows ``a right (b, C)`` that are kept as their coordinates `a` ``(b, k)``."""
 
-    def __init__(self, left: Tensor, right: Tensor) -> None:
-        self.a, self.left, self.right = left.T, left, right
+    def __init__(self, a: Tensor, right: Tensor) -> None:
+        super().__init__(a)
+        self.right = right
 
     def cross(self, v: Tensor) -> Tensor:  # noqa: D102
-        return (v @ self.right.T) @ self.left
+        return (v @ self.right.T) @ self.a.T
 
     def times(self, codes: Tensor) -> Tensor:  # noqa: D102
-        return (codes @ self.left.T) @ self.right
+        return (codes @ self.a) @ self.right
 
     def dense(self) -> Tensor:  # noqa: D102
-        return self.left.T @ self.right
+        return self.a @ self.right
 
 
 class Rows:
@@ -156,7 +157,7 @@ class LowRankRows(Rows):
         self.left, self.values, self.right = left, values, right
         self.norm2 = float(values.double().square().sum())
         scaled = values[:, None] * right
-        self._blocks = lambda: (LowRankBlock(part, scaled) for part in left.split(PART, 1))
+        self._blocks = lambda: (LowRankBlock(part.T, scaled) for part in left.split(PART, 1))
 
 
 def as_rows(a: Any) -> Rows:

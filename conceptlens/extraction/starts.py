@@ -47,8 +47,7 @@ def nndsvd(rows: LowRankRows, k: int) -> tuple[Tensor, Tensor]:
     factorization", Pattern Recognition 2008.
     """
     left, values, right = rows.left[:k], rows.values[:k], rows.right[:k]
-    lengths = torch.stack([_lengths(left.clamp(min=0)), _lengths(left.clamp(max=0))])  # (2, k)
-    widths = torch.stack([right.clamp(min=0).norm(dim=1), (-right).clamp(min=0).norm(dim=1)])
+    lengths, widths = _lengths(left), _sides(right)
     best = (lengths * widths).argmax(0, keepdim=True)
     sign = 1 - 2 * best[0, :, None]
     length, width = lengths.gather(0, best)[0], widths.gather(0, best)[0]
@@ -67,8 +66,8 @@ def nndsvda(rows: LowRankRows, k: int) -> tuple[Tensor, Tensor]:
 def split(rows: LowRankRows, k: int) -> tuple[Tensor, Tensor]:
     """Singular pairs, each signed so that the left vector's positive part is the larger."""
     left, values, right = rows.left[:k], rows.values[:k], rows.right[:k]
-    positive = _lengths(left.clamp(min=0)) >= _lengths(left.clamp(max=0))
-    sign = torch.where(positive, values, -values)[:, None]
+    positive, negative = _lengths(left)
+    sign = torch.where(positive >= negative, values, -values)[:, None]
     return (left * sign.sign()).clamp_(min=0), right * sign
 
 
@@ -80,5 +79,10 @@ def random(rows: Rows, k: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def _lengths(left: Tensor) -> Tensor:
-    """Norms of rows ``(k, n)``, over all processes."""
-    return distributed.all_reduce_(torch.linalg.vector_norm(left, dim=1).square()).sqrt()
+    """`_sides` of rows ``(k, n)``, over all processes."""
+    return distributed.all_reduce_(_sides(left).square()).sqrt()
+
+
+def _sides(x: Tensor) -> Tensor:
+    """Norms ``(2, k)`` of the positive and of the negative parts of k rows."""
+    return torch.stack([x.clamp(min=0).norm(dim=1), x.clamp(max=0).norm(dim=1)])

@@ -32,7 +32,7 @@ def hals(
         target, parts, new = ((crossed - l1) / scale).unbind(), block.unbind(), block.new_empty(0)
         for _ in range(sweeps):
             for j in rows:
-                new = torch.addmv(target[j], block.T, weight[j], alpha=-1, out=new)
+                torch.addmv(target[j], block.T, weight[j], alpha=-1, out=new)
                 torch.clamp(new, min=0, out=parts[j])
 
 
